@@ -1,0 +1,157 @@
+"""A light depth network that knows the lens: colour and ray directions in, distance along the ray out.
+
+Wide lenses fail when a network sees pixels alone (the same picture means other depths behind another lens), so every
+pixel carries the direction of its ray, and the output is a log-distance that the calibration turns into z-depth.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recon.geometry.cameras import ray_grid, resize
+from recon.models import DepthEstimate, ModelInfo
+from recon.models.weights import PACKAGED, load_weights, sha256
+from recon.types import Camera
+
+WIDTHS = (20, 40, 64, 104, 160)
+STRIDE = 32
+INPUT_AREA_PX = 192 * 160
+"""Networks of this kind are best at the size at which they were trained."""
+WEIGHTS = PACKAGED / "student.safetensors"
+INPUTS = 7
+"""RGB, the unit ray's three components, the mask."""
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+class Residual(nn.Module):
+    """Two convolutions around a short cut (He et al. 2016)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = conv(width, width)
+        self.second = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return functional.relu(x + self.second(self.first(x)))
+
+
+class GlobalMixing(nn.Module):
+    """Self-attention over all cells of the coarsest grid, so that exposure and layout are known everywhere."""
+
+    def __init__(self, width: int, num_heads: int = 4) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        batch, width, rows, columns = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        normed = self.norm(tokens)
+        tokens = tokens + self.attention(normed, normed, normed, need_weights=False)[0]
+        tokens = tokens + self.mlp(tokens)
+        return tokens.transpose(1, 2).reshape(batch, width, rows, columns)
+
+
+class Student(nn.Module):
+    """A U-Net with attention at its bottom; about two million parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList()
+        inputs = INPUTS
+        for level, width in enumerate(WIDTHS):
+            depth = 1 if level == 0 else 2
+            self.stages.append(nn.Sequential(conv(inputs, width, stride=2), *[Residual(width) for _ in range(depth)]))
+            inputs = width
+        self.mixing = nn.Sequential(GlobalMixing(WIDTHS[-1]), GlobalMixing(WIDTHS[-1]))
+        self.decoders = nn.ModuleList(
+            [nn.Sequential(conv(deep + skip, skip), Residual(skip)) for deep, skip in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)]
+        )
+        self.head = nn.Sequential(conv(WIDTHS[0] + INPUTS, 12), nn.Conv2d(12, 2, 3, padding=1))
+
+    def forward(self, x: Float[Tensor, "b 7 h w"]) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]]:
+        """Log-distance up to one constant per image, and the log of its Laplace scale; h and w multiples of 32."""
+        skips, features = [], x
+        for stage in self.stages:
+            features = stage(features)
+            skips.append(features)
+        features = self.mixing(features)
+        for decoder, skip in zip(self.decoders, skips[-2::-1], strict=True):
+            features = decoder(torch.cat([functional.interpolate(features, scale_factor=2.0, mode="bilinear"), skip], dim=1))
+        features = functional.interpolate(features, scale_factor=2.0, mode="bilinear")
+        output = self.head(torch.cat([features, x], dim=1))
+        return output[:, 0], output[:, 1].clamp(-5.0, 2.0)
+
+
+def student_input(
+    image: Float[Tensor, "b 3 h w"], rays: Float[Tensor, "b 3 h w"], mask: Float[Tensor, "b 1 h w"]
+) -> Float[Tensor, "b 7 h w"]:
+    """Stack what the network sees: colour (0 to 1) centred, black outside the mask, unit rays, mask."""
+    return torch.cat([(image - 0.4) * 3.0 * mask, rays, mask], dim=1)
+
+
+def input_size(width_px: int, height_px: int, area_px: int = INPUT_AREA_PX) -> tuple[int, int]:
+    """Width and height near a picture's aspect, multiples of 32, of about the area the network was trained at."""
+    scale = np.sqrt(area_px / (width_px * height_px))
+    return max(round(width_px * scale / STRIDE), 1) * STRIDE, max(round(height_px * scale / STRIDE), 1) * STRIDE
+
+
+class StudentDepth:
+    """The student with weights, as a depth model."""
+
+    def __init__(self, weights: Path, device: str) -> None:
+        self.device = device
+        self.network = Student()
+        load_weights(self.network, weights)
+        self.network.eval().to(device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def infer(self, image: UInt8[np.ndarray, "H W 3"], camera: Camera, mask: Bool[np.ndarray, "H W"]) -> DepthEstimate:
+        """Estimate z-depth: the network's distance times the cosine of each ray."""
+        size = input_size(image.shape[1], image.shape[0])
+        rays = lens_rays(resize(camera, *size))
+        known = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+        colour = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        seen = student_input(*(torch.from_numpy(a).permute(2, 0, 1)[None].to(self.device) for a in (colour, rays, known[..., None].astype(np.float32))))
+        log_distance, log_scale = self.network(seen.contiguous(memory_format=torch.channels_last))
+        distance = (log_distance - log_distance.median()).exp()[0].float().cpu().numpy()
+        # A Laplace density of scale b has the standard deviation sqrt(2) b.
+        sigma = np.sqrt(2.0) * log_scale.exp()[0].float().cpu().numpy()
+        inside = known & (rays[..., 2] > 0)
+        return DepthEstimate(np.where(inside, distance * rays[..., 2], 0).astype(np.float32), np.where(inside, sigma, 0).astype(np.float32))
+
+
+@lru_cache(maxsize=4)
+def lens_rays(camera: Camera) -> Float[np.ndarray, "h w 3"]:
+    """Unit rays of a lens, kept: every frame of a recording asks for the same ones."""
+    return ray_grid(camera).astype(np.float32)
+
+
+def info() -> ModelInfo:
+    """The student's line in the registry."""
+    num = sum(p.numel() for p in Student().parameters())
+    return ModelInfo(
+        name="student",
+        parameters=num,
+        trainable=num,
+        licence="Apache-2.0",
+        weights="in the package",
+        output="distance",
+        load=lambda device: StudentDepth(WEIGHTS, device),
+        checksum=lambda: sha256(WEIGHTS),
+    )

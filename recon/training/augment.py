@@ -1,0 +1,46 @@
+"""Changes of a batch that leave its depth as it is: colour, blur, noise, mirror images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from recon.training.shards import Batch
+
+
+def augment(batch: Batch, generator: torch.Generator) -> Batch:
+    """Draw one change per batch for the mirrors and one per view for the rest."""
+    mirrored = mirror(batch, *(torch.rand(2, generator=generator) < 0.5).tolist())
+    return replace(mirrored, image=jitter(mirrored.image, generator) * mirrored.mask)
+
+
+def mirror(batch: Batch, sideways: bool, upside_down: bool) -> Batch:
+    """Flip a batch; the rays' components flip with the picture, so the lens stays true."""
+    axes = [axis for axis, flip in ((-1, sideways), (-2, upside_down)) if flip]
+    sign = torch.tensor([-1.0 if sideways else 1.0, -1.0 if upside_down else 1.0, 1.0], device=batch.rays.device)
+    return Batch(
+        image=batch.image.flip(axes),
+        rays=batch.rays.flip(axes) * sign[:, None, None],
+        mask=batch.mask.flip(axes),
+        log_distance=batch.log_distance.flip(axes),
+        known=batch.known.flip(axes),
+    )
+
+
+def jitter(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
+    """Gain, gamma, saturation, channel gains, blur and noise, one draw per view."""
+
+    def draw(low: float, high: float, channels: int = 1) -> Tensor:
+        return (low + (high - low) * torch.rand(len(image), channels, 1, 1, generator=generator)).to(image.device)
+
+    image = image.clamp_min(1e-4) ** draw(0.75, 1.35) * draw(0.75, 1.2) * draw(0.88, 1.12, 3)
+    grey = image.mean(1, keepdim=True)
+    image = grey + (image - grey) * draw(0.0, 1.6)
+    blurred = functional.avg_pool2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    image = image + (blurred - image) * (draw(-0.6, 1.6)).clamp(-0.5, 1.0)
+    noise = torch.randn(image.shape, generator=generator).to(image.device)
+    return (image + noise * 0.03 * draw(0.0, 1.0) ** 3).clamp(0, 1)

@@ -1,0 +1,222 @@
+"""The training of the student on phantom renders: one plain loop, resumable to the same losses."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from recon.io.atomic import atomic_path, write_json
+from recon.losses.depth import gradient_residual, laplace_nll, log_residual
+from recon.models.student import Student, student_input
+from recon.training.augment import augment
+from recon.training.shards import Batch, Batches, ShardShape, render_shard
+from recon.types import ReconError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `recon train` reads from its file."""
+
+    num_shards: int = 64
+    """Shards of renders to train on; two more are kept for validation."""
+    views_per_shard: int = 256
+    views_per_scene: int = 8
+    sizes_px: tuple[str, ...] = ("192x160", "224x128", "192x160")
+    """Picture sizes, width x height, multiples of 32; shards take them in turn."""
+    batch_size: int = 16
+    num_steps: int = 20000
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 1e-4
+    warmup_steps: int = 500
+    gradient_weight: float = 0.5
+    uncertainty_weight: float = 0.1
+    ema_decay: float = 0.999
+    bfloat16: bool = True
+    validate_every: int = 1000
+    checkpoint_minutes: float = 5.0
+    seed: int = 0
+    num_threads: int = 0
+    """0 means all."""
+    device: str = "cpu"
+
+
+def train(config: TrainConfig, out: Path, stop_after: int | None = None) -> Path:
+    """Render what is missing, train (or go on), and write `out/student.safetensors`.
+
+    Args:
+        config: the whole recipe.
+        out: folder of shards, checkpoints and logs; an interrupted run goes on from there.
+        stop_after: leave the loop after this step, as an interruption would.
+    """
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    torch.manual_seed(config.seed)
+    shards = render_shards(config, out)
+    training = Batches(shards[2:], config.batch_size, config.seed, config.device)
+    validation = Batches(shards[:2], config.batch_size, config.seed, config.device)
+    state = TrainingState(config)
+    state.load(out / "checkpoint.pt")
+    saved = time.monotonic()
+    writer = SummaryWriter(str(out / "tensorboard"))
+    for step in range(state.step, config.num_steps):
+        losses = training_step(state, training[step], config)
+        if step % 50 == 0 or step + 1 == config.num_steps:
+            record(out / "losses.csv", writer, step, losses)
+        if (step + 1) % config.validate_every == 0 or step + 1 == config.num_steps:
+            record(out / "validation.csv", writer, step, validate(state.average, validation, config))
+        if time.monotonic() - saved > 60 * config.checkpoint_minutes or step + 1 in (config.num_steps, stop_after):
+            state.save(out / "checkpoint.pt")
+            saved = time.monotonic()
+        if step + 1 == stop_after:
+            break
+    writer.close()
+    return save_weights(state, out / "student.safetensors")
+
+
+def render_shards(config: TrainConfig, out: Path) -> list[Path]:
+    """Paths of all shards, validation first, rendering those that are not there."""
+    out.mkdir(parents=True, exist_ok=True)
+    sizes = [tuple(map(int, size.split("x"))) for size in config.sizes_px]
+    if any(value % 32 for size in sizes for value in size):
+        raise ReconError(f"sizes_px must be multiples of 32, found {', '.join(config.sizes_px)}")
+    paths = []
+    for index in range(config.num_shards + 2):
+        width, height = sizes[index % len(sizes)]
+        path = out / "shards" / f"{index:04d}_{width}x{height}.npy"
+        if not path.exists():
+            logger.info("rendering shard %d of %d", index + 1, config.num_shards + 2)
+            render_shard(path, ShardShape(width, height, config.views_per_shard, config.views_per_scene), config.seed * 100_000 + index)
+        paths.append(path)
+    return paths
+
+
+class TrainingState:
+    """Everything that a resumed run needs: network, its running average, optimiser and step."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.network = Student().to(config.device, memory_format=torch.channels_last)
+        self.average = torch.optim.swa_utils.AveragedModel(
+            self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
+        )
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.step = 0
+
+    def save(self, path: Path) -> None:
+        with atomic_path(path) as part:
+            torch.save(
+                {
+                    "config": asdict(self.config),
+                    "step": self.step,
+                    "network": self.network.state_dict(),
+                    "average": self.average.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                },
+                part,
+            )
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint of the same recipe, when there is one."""
+        if not path.exists():
+            return
+        checkpoint = torch.load(path, map_location=self.config.device, weights_only=True)
+        self.network.load_state_dict(checkpoint["network"])
+        self.average.load_state_dict(checkpoint["average"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.step = checkpoint["step"]
+
+
+def training_step(state: TrainingState, batch: Batch, config: TrainConfig) -> dict[str, float]:
+    """One update; returns the losses."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(state.step, config)
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
+    batch = augment(batch, generator)
+    state.network.train()
+    losses = compute_losses(state.network, batch, config)
+    total = losses["depth"] + config.gradient_weight * losses["gradient"] + config.uncertainty_weight * losses["uncertainty"]
+    state.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
+    state.optimizer.step()
+    state.average.update_parameters(state.network)
+    state.step += 1
+    return {name: float(value.detach()) for name, value in {**losses, "total": total}.items()}
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then half a cosine to a hundredth."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(config.num_steps - config.warmup_steps, 1)
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def compute_losses(network: torch.nn.Module, batch: Batch, config: TrainConfig) -> dict[str, torch.Tensor]:
+    """Mean losses over the pixels whose distance is known."""
+    seen = student_input(batch.image, batch.rays, batch.mask).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bfloat16):
+        log_distance, log_scale = network(seen)
+    log_distance, log_scale = log_distance.float(), log_scale.float()
+    residual = log_residual(log_distance, batch.log_distance, batch.known)
+    num_known = batch.known.sum().clamp_min(1)
+    gradients = [gradient_residual(residual, batch.known, step) for step in (1, 2, 4, 8)]
+    return {
+        "depth": residual.abs().sum() / num_known,
+        "gradient": torch.stack(gradients).sum() / num_known / len(gradients),
+        "uncertainty": (laplace_nll(residual.detach(), log_scale) * batch.known).sum() / num_known,
+    }
+
+
+@torch.no_grad()
+def validate(network: torch.nn.Module, batches: Batches, config: TrainConfig) -> dict[str, float]:
+    """Losses and Abs Rel of the distance, one factor per view, over the validation shards."""
+    network.eval()
+    sums: dict[str, float] = {}
+    for step in range(len(batches.places)):
+        batch = batches[step]
+        losses = compute_losses(network, batch, config)
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bfloat16):
+            log_distance, _ = network(student_input(batch.image, batch.rays, batch.mask))
+        residual = log_residual(log_distance.float(), batch.log_distance, batch.known)
+        losses["abs_rel"] = ((residual.exp() - 1).abs() * batch.known).sum() / batch.known.sum().clamp_min(1)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + float(value) / len(batches.places)
+    return sums
+
+
+def record(path: Path, writer: SummaryWriter, step: int, values: dict[str, float]) -> None:
+    """Append a row to a CSV file and to the TensorBoard log."""
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        row = csv.writer(file)
+        if is_new:
+            row.writerow(["step", *values])
+        row.writerow([step, *(f"{v:.6g}" for v in values.values())])
+    for name, value in values.items():
+        writer.add_scalar(f"{path.stem}/{name}", value, step)
+
+
+def save_weights(state: TrainingState, path: Path) -> Path:
+    """Write the running average as safetensors in half precision, with the recipe in the header's neighbour."""
+    from safetensors.torch import save_file
+
+    weights = {name: value.half() if value.is_floating_point() else value for name, value in _plain(state.average.module).items()}
+    with atomic_path(path) as part:
+        save_file({name: value.contiguous() for name, value in weights.items()}, str(part))
+    write_json(path.with_suffix(".json"), {"config": asdict(state.config), "steps": state.step})
+    return path
+
+
+def _plain(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return dict(network.state_dict())
