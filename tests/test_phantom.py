@@ -41,7 +41,9 @@ def test_depth_of_a_plane_is_constant_and_distance_is_not():
 
 
 def test_brightness_obeys_the_inverse_square_and_cosine_laws():
-    imaging = Imaging(lamp_offset_mm=(0.0, 0.0, 0.0), spot_exponent=0.0, ambient=0.0, gamma=1.0, knee=0.99, vignetting=0.0, noise=0.0, exposure_target=0.8)
+    imaging = Imaging(
+        lamp_offset_mm=(0.0, 0.0, 0.0), spot_exponent=0.0, ambient=0.0, gamma=1.0, knee=0.99, vignetting=0.0, noise=0.0, exposure_target=0.8
+    )
     image = render(plane_scene(40.0), CAMERA, np.eye(4), imaging, np.random.default_rng(0)).image.astype(float)
     cosine = ray_grid(CAMERA)[..., 2]
     expected = cosine**3  # cos of incidence, and 1 / distance^2 with distance = depth / cos
@@ -50,13 +52,21 @@ def test_brightness_obeys_the_inverse_square_and_cosine_laws():
 
 
 def test_exposure_makes_pictures_independent_of_distance():
-    near, far = (render(plane_scene(d), CAMERA, np.eye(4), Imaging(lamp_offset_mm=(0.0, 0.0, 0.0), noise=0.0), np.random.default_rng(0)).image for d in (20.0, 80.0))
+    near, far = (
+        render(plane_scene(d), CAMERA, np.eye(4), Imaging(lamp_offset_mm=(0.0, 0.0, 0.0), noise=0.0), np.random.default_rng(0)).image
+        for d in (20.0, 80.0)
+    )
     assert np.abs(near.astype(int) - far.astype(int)).max() <= 1
 
 
 def test_a_highlight_sits_where_the_wall_faces_the_lamp():
     scene = plane_scene(40.0)
-    glossy = Scene(scene.surfaces, (Material((0.2, 0.05, 0.05), 0.0, vessels=0.0, grain=0.0, bump=0.0, gloss=2.0, shininess=200.0),), scene.path, scene.volume)
+    glossy = Scene(
+        scene.surfaces,
+        (Material((0.2, 0.05, 0.05), 0.0, vessels=0.0, grain=0.0, bump=0.0, gloss=2.0, shininess=200.0),),
+        scene.path,
+        scene.volume,
+    )
     image = render(glossy, CAMERA, np.eye(4), Imaging(lamp_offset_mm=(0.0, 0.0, 0.0), noise=0.0), np.random.default_rng(0)).image
     brightest = np.argwhere(image[..., 2] == image[..., 2].max()).mean(axis=0)
     assert np.hypot(brightest[0] - 23.5, brightest[1] - 31.5) < 2

@@ -48,6 +48,12 @@ def test_a_resumed_run_leaves_the_same_weights(tmp_path, shards):
     assert unbroken.read_bytes() == resumed.read_bytes()
 
 
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, shards):
+    train_in(tmp_path / "run", shards, stop_after=1)
+    with pytest.raises(ReconError, match="another learning_rate"):
+        train_in(tmp_path / "run", shards, learning_rate=1.0)
+
+
 def test_the_loss_falls_on_what_it_sees(tmp_path, shards):
     train_in(tmp_path / "run", shards, num_steps=60, num_shards=1, validate_every=60)
     rows = read(tmp_path / "run" / "losses.csv")

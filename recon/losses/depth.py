@@ -13,9 +13,7 @@ def masked_median(values: Float[Tensor, "b h w"], mask: Bool[Tensor, "b h w"]) -
     return torch.nan_to_num(flat.nanmedian(dim=1).values)
 
 
-def log_residual(
-    log_pred: Float[Tensor, "b h w"], log_gt: Float[Tensor, "b h w"], mask: Bool[Tensor, "b h w"]
-) -> Float[Tensor, "b h w"]:
+def log_residual(log_pred: Float[Tensor, "b h w"], log_gt: Float[Tensor, "b h w"], mask: Bool[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
     """Difference of logs after one factor per image (the median ratio, without gradient), 0 outside the mask.
 
     The scale-invariant error of Eigen et al. 2014 with the median in place of the mean: occlusion edges do not pull it.

@@ -127,7 +127,9 @@ class StudentDepth:
         rays = lens_rays(resize(camera, *size))
         known = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
         colour = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        seen = student_input(*(torch.from_numpy(a).permute(2, 0, 1)[None].to(self.device) for a in (colour, rays, known[..., None].astype(np.float32))))
+        seen = student_input(
+            *(torch.from_numpy(a).permute(2, 0, 1)[None].to(self.device) for a in (colour, rays, known[..., None].astype(np.float32)))
+        )
         log_distance, log_scale = self.network(seen.contiguous(memory_format=torch.channels_last))
         distance = (log_distance - log_distance.median()).exp()[0].float().cpu().numpy()
         # A Laplace density of scale b has the standard deviation sqrt(2) b.

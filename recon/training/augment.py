@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float
+from kornia.filters import box_blur
 from torch import Tensor
-from torch.nn import functional
 
 from recon.training.shards import Batch
 
@@ -40,7 +40,7 @@ def jitter(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float
     image = image.clamp_min(1e-4) ** draw(0.75, 1.35) * draw(0.75, 1.2) * draw(0.88, 1.12, 3)
     grey = image.mean(1, keepdim=True)
     image = grey + (image - grey) * draw(0.0, 1.6)
-    blurred = functional.avg_pool2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    blurred = box_blur(image, (3, 3), border_type="replicate")
     image = image + (blurred - image) * (draw(-0.6, 1.6)).clamp(-0.5, 1.0)
     noise = torch.randn(image.shape, generator=generator).to(image.device)
     return (image + noise * 0.03 * draw(0.0, 1.0) ** 3).clamp(0, 1)

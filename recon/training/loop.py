@@ -6,14 +6,14 @@ import csv
 import logging
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from recon.io.atomic import atomic_path, write_json
+from recon.io.atomic import atomic_path, write_bytes, write_json
 from recon.losses.depth import gradient_residual, laplace_nll, log_residual
 from recon.models.student import Student, student_input
 from recon.training.augment import augment
@@ -21,6 +21,9 @@ from recon.training.shards import Batch, Batches, ShardShape, render_shard
 from recon.types import ReconError
 
 logger = logging.getLogger(__name__)
+
+UNKEYED = ("num_threads", "device", "checkpoint_minutes", "validate_every")
+"""Settings that may change between the parts of one training."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,9 @@ class TrainingState:
         if not path.exists():
             return
         checkpoint = torch.load(path, map_location=self.config.device, weights_only=True)
+        changed = [name for name, value in asdict(self.config).items() if name not in UNKEYED and checkpoint["config"].get(name) != value]
+        if changed:
+            raise ReconError(f"{path} was trained with another {', '.join(changed)}: go on with that recipe or choose another --out")
         self.network.load_state_dict(checkpoint["network"])
         self.average.load_state_dict(checkpoint["average"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -208,15 +214,9 @@ def record(path: Path, writer: SummaryWriter, step: int, values: dict[str, float
 
 
 def save_weights(state: TrainingState, path: Path) -> Path:
-    """Write the running average as safetensors in half precision, with the recipe in the header's neighbour."""
-    from safetensors.torch import save_file
-
-    weights = {name: value.half() if value.is_floating_point() else value for name, value in _plain(state.average.module).items()}
-    with atomic_path(path) as part:
-        save_file({name: value.contiguous() for name, value in weights.items()}, str(part))
+    """Write the running average as safetensors in half precision, and the recipe beside it."""
+    weights = state.average.module.state_dict()
+    halved = {name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in weights.items()}
+    write_bytes(path, safetensors.torch.save(halved))
     write_json(path.with_suffix(".json"), {"config": asdict(state.config), "steps": state.step})
     return path
-
-
-def _plain(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return dict(network.state_dict())

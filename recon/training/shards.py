@@ -60,9 +60,8 @@ def render_shard(path: Path, shape: ShardShape, seed: int) -> None:
             views[count]["log_distance"] = np.log(np.maximum(rendering.distance_mm, 1e-3)) * (rendering.distance_mm > 0)
             views[count]["rays"] = np.round(ray_grid(camera)[..., :2].transpose(2, 0, 1) * RAY_UNITS)
             count += 1
-    with atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:
-            np.save(file, views)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, views)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,9 @@ def tube(
     for _ in range(shape.num_ridges):
         centre = rng.uniform(0, 2 * np.pi) + 0.5 * smooth_series(rng, arc, 6 * shape.radius_mm)[:, None]
         ridge = np.exp(-((np.angle(np.exp(1j * (angle[None] - centre))) / rng.uniform(0.25, 0.6)) ** 2))
-        relative -= shape.ridge_height * rng.uniform(0.4, 1.0) * (0.75 + 0.25 * smooth_series(rng, arc, 3 * shape.radius_mm)[:, None]) * ridge
+        relative -= (
+            shape.ridge_height * rng.uniform(0.4, 1.0) * (0.75 + 0.25 * smooth_series(rng, arc, 3 * shape.radius_mm)[:, None]) * ridge
+        )
     from_end = np.minimum(arc, shape.length_mm - arc) / (1.2 * shape.radius_mm)
     closing = np.sqrt(np.clip(1 - (1 - np.clip(from_end, 0, 1)) ** 2, 1e-4, 1))
     radius = shape.radius_mm * np.clip(relative, 0.18, None) * closing[:, None]
@@ -134,7 +136,11 @@ def organ(rng: np.random.Generator, centre: np.ndarray, radii: np.ndarray, volum
 def loop(rng: np.random.Generator, start: np.ndarray, volume: Tensor) -> Surface:
     """A loop of bowel seen from outside: a strongly bent thin tube."""
     shape = TubeShape(
-        length_mm=rng.uniform(60, 200), radius_mm=rng.uniform(6, 15), bend=0.5, fold_height=rng.uniform(0, 0.12), bump_mm=rng.uniform(0.1, 0.6)
+        length_mm=rng.uniform(60, 200),
+        radius_mm=rng.uniform(6, 15),
+        bend=0.5,
+        fold_height=rng.uniform(0, 0.12),
+        bump_mm=rng.uniform(0.1, 0.6),
     )
     surface, points, _ = tube(rng, shape, volume, rows=160, columns=64)
     rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import open3d as o3d
 
-from recon.geometry import se3
-from recon.types import Camera
 from recon.data.phantom.render import Imaging, Rendering, render
 from recon.data.phantom.scene import Scene
+from recon.geometry import se3
+from recon.types import Camera
 
 
 def random_lens(rng: np.random.Generator, width_px: int, height_px: int) -> Camera:

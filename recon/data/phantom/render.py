@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from recon.geometry.cameras import ray_grid
-from recon.types import Camera
 from recon.data.phantom.geometry import capsule
 from recon.data.phantom.noise import sample_noise
 from recon.data.phantom.scene import Material, Scene
+from recon.geometry.cameras import ray_grid
+from recon.types import Camera
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,13 @@ def render(
 
 
 def shade(
-    scene: Scene, hits: dict[str, np.ndarray], hit: Bool[np.ndarray, " n"], rays: np.ndarray, T_world_camera: np.ndarray, imaging: Imaging, device: str
+    scene: Scene,
+    hits: dict[str, np.ndarray],
+    hit: Bool[np.ndarray, " n"],
+    rays: np.ndarray,
+    T_world_camera: np.ndarray,
+    imaging: Imaging,
+    device: str,
 ) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, " n"]]:
     """Diffuse radiance per colour and highlight radiance of every ray; 0 where nothing is hit."""
     light, highlight = np.zeros((len(hit), 3), np.float32), np.zeros(len(hit), np.float32)
@@ -100,7 +106,9 @@ def shade(
     direction = torch.from_numpy(rays[hit] @ T_world_camera[:3, :3].T.astype(np.float32)).to(device)
     distance = torch.from_numpy(hits["distance"][hit]).to(device)
     points = torch.from_numpy(T_world_camera[:3, 3].astype(np.float32)).to(device) + distance[:, None] * direction
-    lamp = torch.from_numpy((T_world_camera[:3, 3] + T_world_camera[:3, :3] @ np.array(imaging.lamp_offset_mm)).astype(np.float32)).to(device)
+    lamp = torch.from_numpy((T_world_camera[:3, 3] + T_world_camera[:3, :3] @ np.array(imaging.lamp_offset_mm)).astype(np.float32)).to(
+        device
+    )
     axis_cosine = torch.from_numpy(np.clip(rays[hit][:, 2], 0, 1)).to(device)
     objects = torch.from_numpy(scene.object_of_face[face]).to(device)
     volume = scene.volume.to(device)

@@ -7,21 +7,26 @@ from functools import cached_property
 
 import numpy as np
 import open3d as o3d
-import torch
 from jaxtyping import Float, Int, UInt32
 from torch import Tensor
 
-from recon.types import Mesh
 from recon.data.phantom.geometry import Surface, TubeShape, loop, organ, relief, tube
 from recon.data.phantom.noise import noise_volume
+from recon.types import Mesh
 
 KINDS = ("tube", "nasal", "cavity", "relief")
 
-MUCOSA = np.array(
-    [[0.80, 0.42, 0.33], [0.74, 0.34, 0.30], [0.86, 0.56, 0.42], [0.70, 0.45, 0.35], [0.82, 0.60, 0.50], [0.60, 0.25, 0.22]]
-)
+MUCOSA = np.array([[0.80, 0.42, 0.33], [0.74, 0.34, 0.30], [0.86, 0.56, 0.42], [0.70, 0.45, 0.35], [0.82, 0.60, 0.50], [0.60, 0.25, 0.22]])
 ORGANS = np.array(
-    [[0.26, 0.08, 0.06], [0.34, 0.14, 0.10], [0.88, 0.70, 0.35], [0.90, 0.62, 0.52], [0.75, 0.35, 0.30], [0.55, 0.45, 0.20], [0.80, 0.75, 0.70]]
+    [
+        [0.26, 0.08, 0.06],
+        [0.34, 0.14, 0.10],
+        [0.88, 0.70, 0.35],
+        [0.90, 0.62, 0.52],
+        [0.75, 0.35, 0.30],
+        [0.55, 0.45, 0.20],
+        [0.80, 0.75, 0.70],
+    ]
 )
 
 
@@ -189,7 +194,10 @@ def relief_scene(rng: np.random.Generator, volume: Tensor) -> Scene:
     tilt = rng.normal(0, 0.45, 2)
     direction = np.array([tilt[0], tilt[1], -1.0])
     direction /= np.linalg.norm(direction)
-    surfaces = [relief(rng, 4.5 * distance, distance * rng.uniform(0.02, 0.16), volume), organ(rng, np.zeros(3), np.full(3, 6 * distance), volume, 0.02)]
+    surfaces = [
+        relief(rng, 4.5 * distance, distance * rng.uniform(0.02, 0.16), volume),
+        organ(rng, np.zeros(3), np.full(3, 6 * distance), volume, 0.02),
+    ]
     materials = [random_material(rng, MUCOSA if rng.random() < 0.6 else ORGANS), random_material(rng, MUCOSA)]
     for _ in range(rng.integers(0, 5)):
         centre = np.append(rng.normal(size=2) * distance * 0.5, rng.uniform(0, 0.1) * distance)

@@ -1,0 +1,119 @@
+"""Depth models: what they promise for any picture, and that weights either fit exactly or say why not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from recon.data.phantom import open_phantom
+from recon.geometry.cameras import resize
+from recon.models import load_depth_model, model_info, registry
+from recon.models.falloff import Falloff
+from recon.models.student import WEIGHTS, Student, StudentDepth, input_size
+from recon.models.weights import load_weights, sha256
+from recon.types import Camera, ReconError
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return open_phantom("phantom:tube?seed=9&frames=2&width=192&height=160")
+
+
+def abs_rel(model, sequence) -> float:
+    """Abs Rel of the first frame with one factor."""
+    image, truth = sequence.frames[0].image(), sequence.depth_gt(0)
+    estimate = model.infer(image, sequence.camera, truth.valid)
+    rows, columns = (np.arange(n) * m // n for n, m in zip(truth.depth.shape, estimate.depth.shape, strict=True))
+    pred = estimate.depth[np.ix_(rows, columns)]
+    both = truth.valid & (pred > 0)
+    pred = pred * np.median(truth.depth[both] / pred[both])
+    return float(np.mean(np.abs(pred[both] - truth.depth[both]) / truth.depth[both]))
+
+
+@pytest.mark.parametrize("name", list(registry()))
+@pytest.mark.parametrize(("height", "width"), [(120, 160), (90, 160), (150, 150)])
+def test_every_model_keeps_the_array_contract(name, height, width):
+    camera = Camera("PINHOLE", width, height, (0.7 * width, 0.7 * width, (width - 1) / 2, (height - 1) / 2))
+    mask = np.ones((height, width), bool)
+    mask[:, : width // 4] = False
+    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    estimate = load_depth_model(name).infer(image, camera, mask)
+    rows, columns = estimate.depth.shape
+    assert estimate.depth.dtype == estimate.sigma.dtype == np.float32
+    assert np.isfinite(estimate.depth).all() and np.isfinite(estimate.sigma).all()
+    assert (estimate.depth[:, : columns // 5] == 0).all() and (estimate.depth[:, columns // 3 :] > 0).all()
+    assert ((estimate.sigma > 0) == (estimate.depth > 0)).all()
+    assert resize(camera, columns, rows).width_px == columns
+
+
+@pytest.mark.parametrize("name", list(registry()))
+def test_a_black_picture_gives_no_nan(name):
+    camera = Camera("PINHOLE", 96, 64, (60.0, 60.0, 47.5, 31.5))
+    estimate = load_depth_model(name).infer(np.zeros((64, 96, 3), np.uint8), camera, np.ones((64, 96), bool))
+    assert np.isfinite(estimate.depth).all()
+
+
+def test_falloff_finds_the_depth_of_a_tube_better_than_a_constant(phantom):
+    class Constant(Falloff):
+        def infer(self, image, camera, mask):
+            estimate = super().infer(image, camera, mask)
+            return dataclasses.replace(estimate, depth=(estimate.depth > 0).astype(np.float32))
+
+    assert abs_rel(Falloff(), phantom) < 0.6 * abs_rel(Constant(), phantom)
+
+
+def test_the_shipped_student_beats_the_falloff(phantom):
+    assert abs_rel(load_depth_model("student"), phantom) < abs_rel(Falloff(), phantom)
+
+
+def test_shipped_weights_are_small_and_have_a_card():
+    assert WEIGHTS.stat().st_size < 8_000_000
+    card = WEIGHTS.with_suffix(".md").read_text()
+    assert sha256(WEIGHTS) in card
+
+
+def test_an_unknown_model_lists_the_known_ones():
+    with pytest.raises(ReconError, match="known: student, falloff"):
+        model_info("midas")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda w: w.pop("head.1.bias"), "missing head.1.bias"),
+        (lambda w: w.update(extra=torch.zeros(1)), "unknown extra"),
+        (lambda w: w.update({"head.1.bias": torch.zeros(5)}), r"head.1.bias is \(5,\), expected \(2,\)"),
+    ],
+)
+def test_weights_that_do_not_fit_say_where(tmp_path, change, says):
+    weights = dict(Student().state_dict())
+    change(weights)
+    save_file(weights, tmp_path / "weights.safetensors")
+    with pytest.raises(ReconError, match=says):
+        load_weights(Student(), tmp_path / "weights.safetensors")
+
+
+def test_weights_survive_a_round_trip_and_damage_is_noticed(tmp_path):
+    network = Student()
+    path = tmp_path / "weights.safetensors"
+    save_file(network.state_dict(), path)
+    other = Student()
+    load_weights(other, path)
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ReconError, match="cannot be read"):
+        StudentDepth(path, "cpu")
+    with pytest.raises(ReconError, match="are missing"):
+        sha256(tmp_path / "nowhere")
+
+
+def test_input_sizes_keep_area_and_aspect():
+    for width, height in ((960, 540), (675, 540), (720, 576), (500, 500)):
+        columns, rows = input_size(width, height)
+        assert columns % 32 == rows % 32 == 0
+        assert 0.7 < columns * rows / (192 * 160) < 1.4
+        assert 0.8 < (columns / rows) / (width / height) < 1.25
