@@ -1,0 +1,45 @@
+# make install   .venv with what the main job needs
+# make demo      the same, then a phantom through the whole pipeline
+# make test      the same plus the development extras, then the tests (test-slow: all of them)
+# make check     the acceptance commands against their limits
+# make lint      ruff
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --constraint constraints.txt
+
+.PHONY: install demo test test-slow check lint
+
+install: $(VENV)/.installed
+
+demo: install
+	$(VENV)/bin/recon demo
+
+test: $(VENV)/.developing
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(VENV)/.developing
+	$(VENV)/bin/python -m pytest --slow
+
+check: $(VENV)/.developing
+	$(VENV)/bin/python tests/acceptance/check.py
+
+lint: $(VENV)/.developing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# Debian keeps pip's own wheels in a package that may be absent; then the pip outside fetches one for the inside.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+		$(PYTHON) -m venv --clear --without-pip $(VENV) && \
+		$(PYTHON) -m pip --python $(VENV)/bin/python install pip; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -I recon/cli/system_libraries.py
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.developing: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,88 @@
+"""The verb export: results in the formats of other programs."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from recon.cli.results import newest_report, stdout
+from recon.io.atomic import read_json, write_bytes, write_text
+from recon.pipeline import store
+from recon.types import ReconError
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write one kind of result into a folder, every file whole or not at all."""
+    writers = {"depth": _depth, "trajectory": _trajectory, "mesh": _mesh, "colmap": _colmap}
+    newest_report(arguments.run)
+    written = writers[arguments.what](arguments.run, arguments.to)
+    stdout.print(f"{written} in {arguments.to}", soft_wrap=True)
+    return 0
+
+
+def _depth(run: Path, to: Path) -> str:
+    """z-depth in the report's unit, on the source image's lens and aspect."""
+    files = sorted((_artifact(run, "scale") / "depth").glob("*.tiff"))
+    for file in files:
+        _copy(file, to / file.name)
+    return f"{len(files)} depth maps"
+
+
+def _trajectory(run: Path, to: Path) -> str:
+    """KITTI lines carry no time, so the frames they belong to stand in a file beside."""
+    from recon.io.kitti import write_kitti
+
+    _copy(run / "results" / "trajectory.txt", to / "trajectory_tum.txt")
+    posed = [frame for frame in read_json(_artifact(run, "scale") / "trajectory.json")["frames"] if frame["T_world_camera"] is not None]
+    write_kitti(to / "trajectory_kitti.txt", np.array([frame["T_world_camera"] for frame in posed], dtype=np.float64).reshape(-1, 4, 4))
+    write_text(to / "trajectory_kitti_frames.txt", "".join(f"{frame['index']}\n" for frame in posed))
+    return f"{len(posed)} poses (TUM and KITTI)"
+
+
+def _mesh(run: Path, to: Path) -> str:
+    import trimesh
+
+    results = run / "results"
+    for name in ("mesh.ply", "mesh.glb"):
+        _copy(results / name, to / name)
+    mesh = trimesh.load(results / "mesh.ply", process=False)
+    write_text(to / "mesh.obj", mesh.export(file_type="obj", include_normals=True))
+    write_bytes(to / "mesh.stl", mesh.export(file_type="stl"))
+    return "mesh.ply, mesh.glb, mesh.obj, mesh.stl"
+
+
+def _colmap(run: Path, to: Path) -> str:
+    """A model that COLMAP opens: `sparse/0` in the report's unit, and the images it was made from."""
+    from recon.io.cameras import read_camera
+    from recon.io.colmap import SparsePoints, write_colmap
+
+    frames, trajectory, scaled = (_artifact(run, stage) for stage in ("frames", "trajectory", "scale"))
+    poses = {f["index"]: np.array(f["T_world_camera"]) for f in read_json(scaled / "trajectory.json")["frames"] if f["T_world_camera"]}
+    files = {f["index"]: frames / f["file"] for f in read_json(frames / "frames.json")["frames"] if f["index"] in poses}
+    with np.load(trajectory / "points.npz") as stored:
+        points = SparsePoints(**{field.name: stored[field.name] for field in fields(SparsePoints)})
+    points = replace(points, xyz=points.xyz * read_json(scaled / "scale.json")["value"])
+    names = {index: file.name for index, file in files.items()}
+    error_px = write_colmap(to / "sparse" / "0", read_camera(trajectory / "camera.json"), names, poses, points)
+    for file in files.values():
+        _copy(file, to / "images" / file.name)
+    lens = f"; a fisheye stands in for the lens, off by {error_px:.2f} px at most" if error_px else ""
+    return f"a COLMAP model of {len(poses)} images{lens}"
+
+
+def _artifact(run: Path, stage: str) -> Path:
+    """The artifact of a stage that the newest results were made from."""
+    run = run.resolve()
+    for folder in store.reached_from(run, (run / "results").resolve()):
+        if folder.parent.name == stage:
+            if not store.is_complete(folder):
+                raise ReconError(f"{folder} is gone or damaged: run `recon run` again, it makes only what is missing", exit_code=1)
+            return folder
+    raise ReconError(f"{run}/results was made without a stage {stage!r}", exit_code=1)
+
+
+def _copy(source: Path, target: Path) -> None:
+    write_bytes(target, source.read_bytes())

@@ -1,0 +1,88 @@
+"""The verbs that look at what a run left: show, clean. And how its numbers are printed."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from recon.io.atomic import read_json
+from recon.pipeline import store
+from recon.pipeline.lock import run_lock
+from recon.pipeline.stage import SOURCE
+from recon.types import ReconError
+from stages import PIPELINE
+
+stdout = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
+"""Plain text; wide where nobody looks, so that a table in a log is not folded at 80 columns."""
+
+
+def newest_report(run: Path) -> Path:
+    """Folder of the newest results. Raises ReconError when the run has none."""
+    results = run / "results"
+    if not (results / "report.json").is_file():
+        raise ReconError(f"{run} holds no finished run (no results/report.json): make one with `recon run SOURCE --out {run}`")
+    return results
+
+
+def unit_phrase(report: dict[str, Any]) -> str:
+    """What lengths in the results mean."""
+    if report["unit"] == "unitless":
+        return "the scale is unknown, so lengths have no unit (--set scale.factor_mm=... gives one)"
+    return f"lengths are in {report['unit']} (scale: {report['scale']['source']})"
+
+
+def print_metrics(metrics: list[dict[str, Any]]) -> None:
+    """Print numbers with their unit and how prediction and truth were aligned."""
+    if not metrics:
+        return
+    table = Table("group", "metric", header_style="")
+    table.add_column("value", justify="right")
+    for title in ("unit", "alignment"):
+        table.add_column(title)
+    for metric in metrics:
+        table.add_row(metric["group"], metric["name"], f"{metric['value']:.4g}", metric["unit"], metric["alignment"])
+    stdout.print(table)
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print the report of a run."""
+    report = read_json(newest_report(arguments.run) / "report.json")
+    frames = report["frames"]
+    stdout.print(", ".join(f"{name} {number}" for name, number in frames.items() if isinstance(number, int)), "frames")
+    stdout.print(f"{unit_phrase(report)}; intrinsics: {report['inputs_used']['intrinsics']}")
+    print_metrics(report["metrics"])
+    table = Table("stage", header_style="")
+    table.add_column("s", justify="right")
+    for stage, seconds in report["seconds"].items():
+        table.add_row(stage, f"{seconds:.1f}")
+    stdout.print(table)
+    stdout.print(f"peak memory {report['peak_rss_mb']:.0f} MB")
+    for reason in report.get("partial", []):
+        stdout.print(f"partial: {reason}")
+    return 0
+
+
+def clean(arguments: argparse.Namespace) -> int:
+    """List, and with --yes delete, artifacts that the newest results were not made from."""
+    run = arguments.run
+    report = newest_report(run).resolve()
+    with run_lock(run):
+        used = store.reached_from(run.resolve(), report)
+        unused = [path for path in store.artifacts(run.resolve(), (SOURCE, *PIPELINE)) if path not in used]
+        for path in unused:
+            stdout.print(f"{_megabytes(path):9.1f} MB  {path}", soft_wrap=True)
+            if arguments.yes:
+                shutil.rmtree(path)
+    total = "nothing is unused" if not unused else "deleted" if arguments.yes else "delete with `recon clean RUN --yes`"
+    stdout.print(total)
+    return 0
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

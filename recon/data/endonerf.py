@@ -1,0 +1,97 @@
+"""EndoNeRF: a still stereo endoscope over deforming tissue, with instrument masks and a stereo network's depth.
+
+`poses_bounds.npy` holds a 3x5 matrix [R | t | height, width, focal] and two depth bounds a frame, with OpenCV axes (no LLFF axis
+flip). The published loaders put the principal point at (width / 2, height / 2) counted from the first pixel's centre, and so
+does this one. When all poses are the same the camera stood still: no trajectory is offered as truth, since none can be scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from recon.data.folder import image_files, still_sequence
+from recon.data.masks import masks_from_files
+from recon.data.truth import check_rigid, frame_trajectory
+from recon.io.images import read_integers
+from recon.types import Camera, DepthMap, FrameSequence, ReconError
+
+
+def matches(path: Path) -> bool:
+    return (path / "poses_bounds.npy").is_file() and (path / "images").is_dir()
+
+
+def open_endonerf(path: Path) -> FrameSequence:
+    """Raises ReconError naming the file that is missing or damaged, or a folder with fewer files than there are images."""
+    if not (path / "images").is_dir():
+        raise ReconError(f"{path} has no folder `images`; expected the EndoNeRF layout")
+    stills = still_sequence(path, image_files(path / "images"))
+    table = read_poses_bounds(path / "poses_bounds.npy")
+    if len(table) < len(stills.frames):
+        raise ReconError(f"{path / 'poses_bounds.npy'} holds {len(table)} poses for {len(stills.frames)} images")
+    masks = _beside(path / "masks", len(stills.frames))
+    depths = _beside(path / "depth", len(stills.frames))
+    poses = table[: len(stills.frames), :15].reshape(-1, 3, 5)
+    still = bool(np.all(np.abs(poses[:, :, :4] - poses[0, :, :4]) < 1e-9))
+    notes = ("the camera stands still: no trajectory is scored",) if still else ()
+    if depths:
+        notes += ("the depth that comes with the data is a stereo network's estimate in whole millimetres, not a measurement",)
+    return FrameSequence(
+        path.resolve().name,
+        "endonerf",
+        stills.frames,
+        camera=_camera(poses[0, :, 4], stills.width_px, stills.height_px),
+        unit="mm",
+        trajectory_gt=None
+        if still
+        else frame_trajectory(stills.frames, range(len(poses)), dict(enumerate(_rigid(path / "poses_bounds.npy", poses))), "mm"),
+        depth_gt=partial(_depth, depths) if depths else None,
+        instrument_mask=masks_from_files(dict(enumerate(masks))) if masks else None,
+        notes=stills.notes + notes,
+    )
+
+
+def read_poses_bounds(path: Path) -> Float[np.ndarray, "n 17"]:
+    try:
+        table = np.load(path, allow_pickle=False)
+    except Exception as error:  # numpy raises many unrelated types on damaged files.
+        raise ReconError(f"{path} cannot be read as a numpy array: {error}") from error
+    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.shape[1] != 17 or table.dtype.kind != "f":
+        raise ReconError(f"{path} should be a table of 17 numbers a frame, found {getattr(table, 'shape', type(table).__name__)}")
+    if not np.all(np.isfinite(table)):
+        raise ReconError(f"{path} holds numbers that are not finite")
+    return table.astype(np.float64)
+
+
+def _camera(size_and_focal: Float[np.ndarray, " 3"], width_px: int, height_px: int) -> Camera:
+    """The focal length is for the stored size; images may be smaller."""
+    height, width, focal_px = size_and_focal
+    if min(height, width, focal_px) <= 0:
+        raise ReconError(f"poses_bounds.npy claims images of {width:g}x{height:g} with focal length {focal_px:g}")
+    return Camera("PINHOLE", width_px, height_px, (focal_px * width_px / width, focal_px * height_px / height, width_px / 2, height_px / 2))
+
+
+def _rigid(path: Path, poses: Float[np.ndarray, "n 3 5"]) -> Float[np.ndarray, "n 4 4"]:
+    T = np.tile(np.eye(4), (len(poses), 1, 1))
+    T[:, :3] = poses[:, :, :4]
+    check_rigid(path, T)
+    return T
+
+
+def _beside(folder: Path, num_frames: int) -> list[Path]:
+    """Files that belong to the images by their order; none when the folder is absent."""
+    if not folder.is_dir():
+        return []
+    files = image_files(folder)
+    if len(files) != num_frames:
+        raise ReconError(f"{folder} holds {len(files)} files for {num_frames} images; they belong together by order")
+    return files
+
+
+def _depth(files: Sequence[Path], index: int) -> DepthMap:
+    depth_mm = read_integers(files[index]).astype(np.float32)
+    return DepthMap(depth_mm, depth_mm > 0, "metric")

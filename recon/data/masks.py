@@ -1,0 +1,42 @@
+"""Instrument masks that a user or a data set supplies, matched to frames by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from recon.data.folder import image_files
+from recon.io.masks import read_mask
+from recon.types import Frame, ReconError
+
+MaskOf = Callable[[int], Bool[np.ndarray, "h w"] | None]
+
+
+def instrument_masks(folder: Path, frames: Sequence[Frame]) -> MaskOf:
+    """Masks of a folder, by the frame's name (suffix apart), its six-digit index, or, when the counts agree, by order.
+
+    White pixels are instruments in the files and False in what is returned; whether a user meant it the other way round is
+    for the masks stage to judge. Raises ReconError when the folder is missing, empty or fits no frame.
+    """
+    if not folder.is_dir():
+        raise ReconError(f"{folder} is not a folder of instrument masks")
+    files = image_files(folder)
+    by_stem = {file.stem: file for file in files}
+    matched = {f.index: by_stem[key] for f in frames for key in (Path(f.name).stem, f"{f.index:06d}") if key in by_stem}
+    if not matched and len(files) == len(frames):
+        matched = dict(enumerate(files))
+    if not matched:
+        raise ReconError(f"{folder}: none of its {len(files)} images is named like a frame (such as {frames[0].name}) or like 000000.png")
+    return masks_from_files(matched)
+
+
+def masks_from_files(file_of: Mapping[int, Path]) -> MaskOf:
+    """From frame index to a mask that is False where the file is white; None for frames without a file."""
+
+    def load(index: int) -> Bool[np.ndarray, "h w"] | None:
+        return ~read_mask(file_of[index]) if index in file_of else None
+
+    return load

@@ -1,0 +1,148 @@
+"""From posed depth views to one surface: measure the noise, keep what views agree on, size the volume, integrate.
+
+Three passes over the views, each streaming: agreement between views (which also measures the depth's noise), the blocks
+that the surface touches, and the integration. Only the agreement (one byte a pixel) is kept between passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float
+
+from recon.fusion.consistency import agreement, log_residual
+from recon.fusion.tsdf import BYTES_PER_BLOCK, TsdfVolume, merge_blocks, touched_blocks
+from recon.fusion.view import View
+from recon.types import Mesh, ReconError, Unit
+
+CACHED_VIEWS = 48
+NOISE_SAMPLES = 12
+"""Views, spread over the recording, from which the noise of the depth is measured."""
+TOLERANCE_RANGE = (0.01, 0.08)
+"""Of the relative disagreement that still counts as agreement."""
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    """How finely and how strictly to fuse; lengths are in units of the scene's own depth."""
+
+    voxels_per_depth: float = 96.0
+    """Voxels along the median depth."""
+    min_truncation_voxels: float = 5.0
+    truncation_per_noise: float = 3.0
+    """Truncation at least this many times the depth's noise between views."""
+    min_agreement: float = 0.3
+    """A pixel of which the voting views agree less than this is unknown."""
+    max_volume_bytes: int = 500_000_000
+    """Voxels are coarsened until the volume fits."""
+
+
+@dataclass(frozen=True)
+class FusionStats:
+    """What the fusion found and chose."""
+
+    num_frames: int
+    median_depth: float
+    noise: float
+    """Median relative disagreement of depth between views."""
+    tolerance: float
+    voxel: float
+    truncation: float
+    num_blocks: int
+    kept_share: float
+    """Of the known pixels, the share that other views confirm."""
+
+
+def fuse(
+    load: Callable[[int], View],
+    neighbours: list[np.ndarray],
+    median_depth: float,
+    unit: Unit,
+    settings: FusionSettings,
+    watch: Callable[[Iterable[int], int, str], Iterable[int]],
+) -> tuple[Mesh, FusionStats]:
+    """Fuse `len(neighbours)` views into a surface.
+
+    Args:
+        load: from a position (0 to n - 1) to its view.
+        neighbours: per position, the positions of the views that judge it.
+        watch: wraps a loop for progress: (items, total, description).
+
+    Raises ReconError (exit code 1) when no surface comes out, naming the lengths involved.
+    """
+    num = len(neighbours)
+    load = lru_cache(CACHED_VIEWS)(load)
+    noise = _measure_noise(load, neighbours)
+    tolerance = float(np.clip(2 * noise, *TOLERANCE_RANGE))
+    agreements = []
+    known = kept = 0
+    for i in watch(range(num), num, "comparing views"):
+        view = load(i)
+        agreed = _agreement(view, [load(int(j)) for j in neighbours[i]], tolerance)
+        agreed[agreed < settings.min_agreement] = 0
+        known += int(view.valid.sum())
+        kept += int((view.valid & (agreed > 0)).sum())
+        agreements.append(np.rint(agreed * 255).astype(np.uint8))
+
+    def judged(i: int) -> View:
+        view = load(i)
+        return replace(view, weight=view.weight * (agreements[i].astype(np.float32) / 255))
+
+    origin = np.median([load(i).T_world_camera[:3, 3] for i in range(num)], axis=0)
+    voxel, truncation, blocks = _size_volume(judged, num, median_depth, noise, origin, settings)
+    stats = FusionStats(num, median_depth, noise, tolerance, voxel, truncation, len(blocks), kept / max(known, 1))
+    if len(blocks) == 0:
+        raise _empty(stats, known, kept)
+    volume = TsdfVolume(blocks, voxel, truncation, origin)
+    for i in watch(range(num), num, "fusing depth"):
+        volume.integrate(judged(i))
+    mesh = volume.extract(unit)
+    if len(mesh.faces) == 0:
+        raise _empty(stats, known, kept)
+    return mesh, stats
+
+
+def _agreement(view: View, others: list[View], tolerance: float) -> Float[np.ndarray, "h w"]:
+    if not others:
+        return np.ones(view.depth.shape, np.float32)
+    return agreement(np.stack([log_residual(view, other, tolerance) for other in others]), tolerance)
+
+
+def _measure_noise(load: Callable[[int], View], neighbours: list[np.ndarray]) -> float:
+    """Median absolute log residual between neighbouring views; 0 where no view has a neighbour."""
+    judged = [i for i, others in enumerate(neighbours) if len(others)]
+    if not judged:
+        return 0.0
+    chosen = [judged[k] for k in np.unique(np.linspace(0, len(judged) - 1, NOISE_SAMPLES).round().astype(int))]
+    residuals = [log_residual(load(i), load(int(j)), TOLERANCE_RANGE[1])[::2, ::2] for i in chosen for j in neighbours[i]]
+    values = np.abs(np.concatenate([r[np.isfinite(r)] for r in residuals]))
+    return float(np.median(values)) if len(values) else 0.0
+
+
+def _size_volume(
+    judged: Callable[[int], View], num: int, median_depth: float, noise: float, origin: np.ndarray, settings: FusionSettings
+) -> tuple[float, float, np.ndarray]:
+    """Choose voxel and truncation from the scene's depth and noise, coarser where the surface would not fit in memory."""
+    voxel = median_depth / settings.voxels_per_depth
+    while True:
+        truncation = max(settings.min_truncation_voxels * voxel, settings.truncation_per_noise * noise * median_depth)
+        blocks = np.zeros((0, 3), np.int64)
+        for i in range(num):
+            blocks = merge_blocks(blocks, touched_blocks(judged(i), voxel, truncation, origin))
+            if len(blocks) * BYTES_PER_BLOCK > settings.max_volume_bytes:
+                break
+        else:
+            return voxel, truncation, blocks
+        voxel *= 1.25
+
+
+def _empty(stats: FusionStats, known: int, kept: int) -> ReconError:
+    return ReconError(
+        f"the fused surface is empty: {stats.num_frames} frames, {known} known depth pixels of which {kept} agree between views, "
+        f"median depth {stats.median_depth:.4g}, voxel {stats.voxel:.4g}, truncation {stats.truncation:.4g} (world units): "
+        "if few pixels agree, depth and trajectory are not in one unit or the poses are wrong; look at the scale stage",
+        exit_code=1,
+    )

@@ -1,0 +1,62 @@
+"""Least-squares and robust fits between two sets of points or two depth maps."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from recon.types import ReconError
+
+RANK_TOLERANCE = 1e-9
+
+
+def umeyama(
+    source: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "n 3"], with_scale: bool = True
+) -> tuple[float, Float[np.ndarray, "3 3"], Float[np.ndarray, " 3"]]:
+    """Similarity with `target ~ scale * R @ source + t` of least squared error; scale 1 without `with_scale`.
+
+    Umeyama, "Least-squares estimation of transformation parameters between two point patterns" (1991), eq. 40 to 43.
+    Raises ReconError for fewer than three points and for points on one line, where the rotation is not determined.
+    """
+    if len(source) < 3:
+        raise ReconError(f"aligning two point sets needs at least 3 points, found {len(source)}", exit_code=1)
+    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
+    source_centred, target_centred = source - source_mean, target - target_mean
+    for name, points in (("source", source_centred), ("target", target_centred)):
+        spread = np.linalg.svd(points, compute_uv=False)
+        if spread[1] <= RANK_TOLERANCE * spread[0] or spread[0] == 0.0:
+            raise ReconError(f"the {len(points)} {name} points lie on one line: their alignment is not determined", exit_code=1)
+    U, singular, Vt = np.linalg.svd(target_centred.T @ source_centred / len(source))
+    # A reflection would fit better than any rotation: flip the weakest axis (eq. 43).
+    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
+    R = (U * signs) @ Vt
+    variance = float(np.mean(np.sum(source_centred**2, axis=1)))
+    scale = float(singular @ signs) / variance if with_scale else 1.0
+    return scale, R, target_mean - scale * R @ source_mean
+
+
+def median_scale(pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]) -> float:
+    """Factor that brings the median of `pred` to that of `gt` over the mask."""
+    pred_median = float(np.median(_masked(pred, mask)))
+    if pred_median == 0.0:
+        raise ReconError("the median of the prediction is zero: no scale brings it to the truth", exit_code=1)
+    return float(np.median(gt[mask])) / pred_median
+
+
+def scale_and_shift(
+    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]
+) -> tuple[float, float]:
+    """Least-squares `(scale, shift)` with `gt ~ scale * pred + shift` over the mask."""
+    x, y = _masked(pred, mask).astype(np.float64), gt[mask].astype(np.float64)
+    centred = x - x.mean()
+    variance = float(centred @ centred)
+    if variance <= np.finfo(np.float64).eps * float(x @ x):
+        raise ReconError("the prediction is constant over the mask: scale and shift are not determined", exit_code=1)
+    scale = float(centred @ (y - y.mean())) / variance
+    return scale, float(y.mean() - scale * x.mean())
+
+
+def _masked(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    if not mask.any():
+        raise ReconError("no pixel is valid in both the prediction and the truth: there is nothing to align", exit_code=1)
+    return values[mask]

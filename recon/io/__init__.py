@@ -1,0 +1,1 @@
+"""Files in and out: every foreign format and convention is read and written here and nowhere else."""

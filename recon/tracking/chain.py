@@ -1,0 +1,149 @@
+"""Poses of frames next to frames that have one: dense alignment, growing outwards in both directions of time.
+
+A frame is aligned to the keyframe of its nearest posed neighbour while that is well in view, so drift grows with the
+number of keyframes and not of frames; otherwise the neighbour becomes a keyframe itself.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from recon.geometry import se3
+from recon.tracking.alignment import AlignmentOptions, State, Verdict, align, coarse_cost
+from recon.tracking.dense_frame import DenseFrame
+
+MAX_VELOCITY_GAP = 3
+"""Constant velocity is extrapolated over at most this many frames."""
+
+
+@dataclass(frozen=True)
+class ChainOptions:
+    """How far the chain reaches."""
+
+    max_gap: int = 8
+    """Usable frames between a frame and the posed one it is aligned to."""
+    max_attempts: int = 5
+    """Posed neighbours tried before a frame is given up."""
+    keyframe_overlap: float = 0.65
+    """Share of its keyframe that a frame must see to stay with it."""
+    keyframe_correlation: float = 0.75
+    """Agreement with its keyframe that lets a frame stay with it."""
+    alignment: AlignmentOptions = field(default_factory=AlignmentOptions)
+
+
+@dataclass
+class Chain:
+    """Posed frames so far. `poses`, `factors` and `keyframe_of` grow as frames are added."""
+
+    order: Sequence[int]
+    """Usable frame indices in the order of time."""
+    load: Callable[[int], DenseFrame]
+    """Dense frame, its depth in the network's unit."""
+    options: ChainOptions = field(default_factory=ChainOptions)
+    poses: dict[int, Float[np.ndarray, "4 4"]] = field(default_factory=dict)
+    """T_world_camera."""
+    factors: dict[int, float] = field(default_factory=dict)
+    """World units per unit of the network's depth."""
+    keyframe_of: dict[int, int] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    """Of frames that no alignment could place, the last reason."""
+
+    def __post_init__(self) -> None:
+        self._position = {index: position for position, index in enumerate(self.order)}
+
+    def add(self, index: int, T_world_camera: Float[np.ndarray, "4 4"], factor: float, keyframe: int | None = None) -> None:
+        """A posed frame; one without a keyframe is its own."""
+        self.poses[index], self.factors[index] = T_world_camera, factor
+        self.keyframe_of[index] = index if keyframe is None else keyframe
+        self.reasons.pop(index, None)
+
+    def grow(self, leave_out: Container[int] = ()) -> Iterator[int]:
+        """Pose what can be posed, nearest frames first, and yield each index that was decided on.
+
+        Frames in `leave_out` are not tried.
+        """
+        queue: list[tuple[int, int, int]] = []
+        for index in sorted(self.poses):
+            self._offer(queue, index, leave_out)
+        attempts: dict[int, int] = {}
+        while queue:
+            _, index, neighbour = heapq.heappop(queue)
+            if index in self.poses or attempts.get(index, 0) >= self.options.max_attempts:
+                continue
+            attempts[index] = attempts.get(index, 0) + 1
+            reason = self._attempt(index, neighbour)
+            if reason is None:
+                self._offer(queue, index, leave_out)
+                yield index
+            else:
+                self.reasons[index] = f"alignment to frame {neighbour} failed: {reason}"
+        for index in self.order:
+            if index not in self.poses and index not in leave_out:
+                self.reasons.setdefault(index, f"no posed frame within {self.options.max_gap} frames")
+                yield index
+
+    def link(self, key: int, frame: int, guesses: Sequence[Float[np.ndarray, "4 4"]]) -> Verdict:
+        """Align `frame` to the posed `key`; guesses are T_frame_key. The verdict's log scale is relative to the key's factor."""
+        factor = self.factors[key]
+        here, there = self.load(key).scaled(factor), self.load(frame).scaled(factor)
+        states = [State(guess) for guess in guesses]
+        best = min(states, key=lambda state: coarse_cost(here, there, state, self.options.alignment))
+        return align(here, there, best, self.options.alignment)
+
+    def _offer(self, queue: list[tuple[int, int, int]], posed: int, leave_out: Container[int]) -> None:
+        """Queue the unposed frames around a posed one, the nearest in time to be tried first."""
+        at = self._position[posed]
+        for position in range(max(0, at - self.options.max_gap), min(len(self.order), at + self.options.max_gap + 1)):
+            index = self.order[position]
+            if index not in self.poses and index not in leave_out:
+                heapq.heappush(queue, (abs(position - at), index, posed))
+
+    def _attempt(self, index: int, neighbour: int) -> str | None:
+        """Align to the neighbour's keyframe, or else to the neighbour; the reason when both fail."""
+        guesses = self._guesses(index, neighbour)
+        keyframe = self.keyframe_of[neighbour]
+        if keyframe != neighbour:
+            verdict = self._align(index, keyframe, guesses)
+            if verdict.reason is None and self._stays(verdict):
+                self._accept(index, keyframe, verdict)
+                return None
+        verdict = self._align(index, neighbour, guesses)
+        if verdict.reason is None:
+            self.keyframe_of[neighbour] = neighbour
+            self._accept(index, neighbour, verdict)
+        return verdict.reason
+
+    def _align(self, index: int, key: int, guesses: list[np.ndarray]) -> Verdict:
+        return self.link(key, index, [se3.inverse(guess) @ self.poses[key] for guess in guesses])
+
+    def _stays(self, verdict: Verdict) -> bool:
+        return verdict.overlap >= self.options.keyframe_overlap and verdict.correlation >= self.options.keyframe_correlation
+
+    def _accept(self, index: int, key: int, verdict: Verdict) -> None:
+        pose = self.poses[key] @ se3.inverse(verdict.state.T_frame_key)
+        self.add(index, pose, self.factors[key] * float(np.exp(verdict.state.log_scale)), key)
+
+    def _guesses(self, index: int, neighbour: int) -> list[np.ndarray]:
+        """Where the frame may be: at its neighbour, where constant velocity takes it, or between two posed frames."""
+        at, to = self._position[neighbour], self._position[index]
+        guesses = [self.poses[neighbour]]
+        behind = self._posed_beside(at, -1 if to > at else 1)
+        if behind is not None and abs(to - at) <= MAX_VELOCITY_GAP:
+            guesses.append(se3.interpolate(self.poses[self.order[behind]], self.poses[neighbour], (to - behind) / (at - behind)))
+        ahead = self._posed_beside(to, 1 if to > at else -1)
+        if ahead is not None:
+            guesses.append(se3.interpolate(self.poses[neighbour], self.poses[self.order[ahead]], (to - at) / (ahead - at)))
+        return guesses
+
+    def _posed_beside(self, position: int, direction: int) -> int | None:
+        """Nearest position with a pose, looking from `position` in one direction of time."""
+        for step in range(1, self.options.max_gap + 1):
+            candidate = position + direction * step
+            if 0 <= candidate < len(self.order) and self.order[candidate] in self.poses:
+                return candidate
+        return None

@@ -1,0 +1,89 @@
+"""Local features and their matches along a recording, in a COLMAP database.
+
+SIFT (Lowe 2004) on the CPU; mucosa has little contrast, so the detector's threshold is lower than COLMAP's default, and
+frames are matched with their successors at linear and at doubling distances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pycolmap
+
+from recon.tracking.colmap_camera import colmap_params
+from recon.types import Camera
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """What to detect and which frames to match."""
+
+    max_num_features: int = 3072
+    """Per frame."""
+    peak_threshold: float = 0.0015
+    """Contrast (of 1) below which SIFT drops a corner."""
+    overlap: int = 10
+    """Each frame is matched with this many successors, and with those 2^k frames ahead for k below this."""
+    seed: int = 0
+    num_threads: int = 1
+
+
+def match_frames(database: Path, images: Path, masks: Path | None, names: Sequence[str], camera: Camera, options: FeatureOptions) -> None:
+    """Detect features in `images/name` where `masks/name.png` is not black, match neighbours, verify by epipolar geometry.
+
+    `camera` must be a model that COLMAP knows. Everything is written to the database file, which must not exist.
+    """
+    pycolmap.set_random_seed(options.seed)
+    reader = pycolmap.ImageReaderOptions()
+    reader.camera_model = camera.model
+    reader.camera_params = ",".join(repr(value) for value in colmap_params(camera))
+    if masks is not None:
+        reader.mask_path = masks
+    pycolmap.extract_features(
+        database_path=database,
+        image_path=images,
+        image_names=list(names),
+        camera_mode=pycolmap.CameraMode.SINGLE,
+        reader_options=reader,
+        extraction_options=_extraction(options),
+        device=pycolmap.Device.cpu,
+    )
+    pycolmap.match_sequential(
+        database_path=database,
+        matching_options=_matching(options),
+        pairing_options=_pairing(options),
+        verification_options=_verification(options),
+        device=pycolmap.Device.cpu,
+    )
+
+
+def _extraction(options: FeatureOptions) -> pycolmap.FeatureExtractionOptions:
+    extraction = pycolmap.FeatureExtractionOptions()
+    extraction.num_threads = options.num_threads
+    extraction.sift.max_num_features = options.max_num_features
+    extraction.sift.peak_threshold = options.peak_threshold
+    return extraction
+
+
+def _matching(options: FeatureOptions) -> pycolmap.FeatureMatchingOptions:
+    matching = pycolmap.FeatureMatchingOptions()
+    matching.num_threads = options.num_threads
+    return matching
+
+
+def _pairing(options: FeatureOptions) -> pycolmap.SequentialPairingOptions:
+    pairing = pycolmap.SequentialPairingOptions()
+    pairing.overlap = options.overlap
+    pairing.quadratic_overlap = True
+    pairing.num_threads = options.num_threads
+    return pairing
+
+
+def _verification(options: FeatureOptions) -> pycolmap.TwoViewGeometryOptions:
+    """The round edge of the picture is no watermark: it is masked already, so COLMAP's test for one is off."""
+    verification = pycolmap.TwoViewGeometryOptions()
+    verification.detect_watermark = False
+    verification.ransac.random_seed = options.seed
+    return verification

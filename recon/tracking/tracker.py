@@ -1,0 +1,251 @@
+"""Poses of a whole recording: structure from motion where it registers, dense alignment for the rest.
+
+The world has the axes of the first posed camera and its origin there. Its unit makes the median depth of the sparse
+points 1 (the median over frames of each frame's median); without points, the median predicted depth of the first frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Float
+
+from recon.geometry import se3
+from recon.io.depth import read_depth
+from recon.io.images import read_image, write_png
+from recon.io.masks import read_mask
+from recon.tracking.chain import Chain, ChainOptions
+from recon.tracking.dense_frame import DenseFrame, Undistorter
+from recon.tracking.features import FeatureOptions
+from recon.tracking.joining import Similarity, by_alignment, by_shared_points, merged, same_lens, transformed
+from recon.tracking.mapping import SparseMap, map_frames
+from recon.tracking.scale_field import FrameRatios, sample_ratios
+from recon.tracking.stillness import is_still
+from recon.types import Camera
+
+Method = Literal["hybrid", "sfm", "alignment"]
+MIN_MAP_FRAMES = 3
+"""A map of fewer frames is not trusted."""
+MASK_MARGIN_PX = 5
+"""Features this close to a masked region describe its border and not the tissue."""
+CACHED_FRAMES = 32
+STARTS = (0.0, 0.25, 0.5, 0.75)
+"""Where in the recording alignment without a map may begin."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What tracking reads."""
+
+    order: Sequence[int]
+    """Usable frame indices in the order of time."""
+    images: Path
+    """Folder of NNNNNN.jpg."""
+    masks: Path
+    """Folder of NNNNNN.png, white where valid."""
+    depth: Path
+    """Folder of NNNNNN.tiff: predicted z-depth."""
+    camera: Camera
+    refine_camera: bool
+
+
+@dataclass(frozen=True)
+class Track:
+    """Poses of a recording in the world of this module's docstring."""
+
+    camera: Camera
+    poses: Mapping[int, Float[np.ndarray, "4 4"]]
+    """T_world_camera by frame index."""
+    factors: Mapping[int, float]
+    """World units per unit of the frame's predicted depth."""
+    keyframe_of: Mapping[int, int]
+    """The frame each was aligned to; itself for keyframes."""
+    method_of: Mapping[int, Literal["sfm", "alignment", "still"]]
+    """What gave each pose; "still" is a camera found not to move."""
+    reasons: Mapping[int, str]
+    """Why a frame has no pose."""
+    sparse: SparseMap | None
+    num_maps: int = 0
+    num_joined: int = 0
+
+
+def as_is(items: Iterable[int], total: int, description: str) -> Iterable[int]:
+    """Progress that shows nothing."""
+    return items
+
+
+@dataclass
+class Tracker:
+    """One recording on its way to a track."""
+
+    recording: Recording
+    method: Method
+    features: FeatureOptions
+    work: Path
+    """Folder for what a stopped run can use again."""
+    max_mapped_frames: int = 400
+    """Of a longer recording, structure from motion gets every n-th frame and dense alignment the others: its time grows
+    with the square of the number of frames."""
+    chain_options: ChainOptions = field(default_factory=ChainOptions)
+    progress: Callable[[Iterable[int], int, str], Iterable[int]] = as_is
+    camera: Camera = field(init=False)
+
+    def run(self) -> Track:
+        """Maps, their joining, then alignment of what is left."""
+        maps = self._maps()
+        still = bool(maps) and is_still(maps[0], len(self.recording.order))
+        maps = [] if still else maps
+        self.camera = maps[0].camera if maps else self.recording.camera
+        chain = Chain(self.recording.order, lru_cache(CACHED_FRAMES)(self._dense_frame), self.chain_options)
+        if still:
+            add_still(chain)
+            return Track(self.camera, chain.poses, chain.factors, chain.keyframe_of, {i: "still" for i in chain.poses}, {}, None)
+        sparse, num_joined = self._joined(maps, chain) if maps else (None, 0)
+        if maps and self.method != "sfm":
+            self._align(chain)
+        if not maps and self.method != "sfm":
+            chain = self._aligned_alone(chain)
+        mapped = sparse.poses if sparse else {}
+        method_of = {index: "sfm" if index in mapped else "alignment" for index in chain.poses}
+        lost = [index for index in self.recording.order if index not in chain.poses]
+        reasons = {index: chain.reasons.get(index, "structure from motion did not register it") for index in lost}
+        track = Track(self.camera, chain.poses, chain.factors, chain.keyframe_of, method_of, reasons, sparse, len(maps), num_joined)
+        return normalised(track)
+
+    def _maps(self) -> list[SparseMap]:
+        if self.method == "alignment":
+            return []
+        masks = self._feature_masks()
+        stride = -(-len(self.recording.order) // self.max_mapped_frames)
+        names = {index: f"{index:06d}.jpg" for index in self.recording.order[::stride]}
+        maps = map_frames(
+            self.recording.images, masks, names, self.recording.camera, self.recording.refine_camera, self.work, self.features
+        )
+        return [m for m in maps if len(m.poses) >= MIN_MAP_FRAMES]
+
+    def _feature_masks(self) -> Path:
+        """Masks for COLMAP: named after the image, shrunk by a margin."""
+        folder = self.work / "masks"
+        margin = np.ones((2 * MASK_MARGIN_PX + 1,) * 2, np.uint8)
+        for index in self.recording.order:
+            path = folder / f"{index:06d}.jpg.png"
+            if not path.exists():
+                mask = read_mask(self.recording.masks / f"{index:06d}.png")
+                write_png(path, cv2.erode(mask.astype(np.uint8) * 255, margin, borderValue=255))
+        return folder
+
+    def _dense_frame(self, index: int) -> DenseFrame:
+        recording = self.recording
+        return Undistorter(self.camera).frame(
+            read_image(recording.images / f"{index:06d}.jpg"),
+            read_mask(recording.masks / f"{index:06d}.png"),
+            read_depth(recording.depth / f"{index:06d}.tiff"),
+        )
+
+    def _joined(self, maps: Sequence[SparseMap], chain: Chain) -> tuple[SparseMap, int]:
+        """The largest map with those that can be brought into its frame, and how many these are.
+
+        Maps that share points with it come first. Then the chain grows over frames that no map knows, so that the gap to
+        each other map is as short as it can be, and the others are linked by alignment.
+        """
+        self._add(chain, maps[0])
+        whole, apart = self._join(maps[0], maps[1:], chain, lambda whole, other: by_shared_points(whole, other, self.features.seed))
+        if apart and self.method == "hybrid":
+            self._align(chain, leave_out={index for other in apart for index in other.poses})
+            whole, apart = self._join(whole, apart, chain, lambda _, other: by_alignment(chain, other, self._factors(other)))
+        return whole, len(maps) - len(apart)
+
+    def _join(
+        self, whole: SparseMap, others: Sequence[SparseMap], chain: Chain, link: Callable[[SparseMap, SparseMap], Similarity | None]
+    ) -> tuple[SparseMap, list[SparseMap]]:
+        """Merge the maps that `link` can bring into the first one's frame; those that it cannot are handed back."""
+        apart = []
+        for other in others:
+            similarity = link(whole, other) if same_lens(whole, other) else None
+            if similarity is None:
+                apart.append(other)
+            else:
+                other = transformed(other, similarity)
+                self._add(chain, other)
+                whole = merged(whole, other)
+        return whole, apart
+
+    def _align(self, chain: Chain, leave_out: Set[int] = frozenset()) -> None:
+        missing = len(set(self.recording.order) - set(chain.poses) - leave_out)
+        for _ in self.progress(chain.grow(leave_out), missing, "aligning frames"):
+            pass
+
+    def _aligned_alone(self, empty: Chain) -> Chain:
+        """Without any map: everything hangs on one usable frame, the first unless it leads nowhere."""
+        best = empty
+        for share in STARTS:
+            start = empty.order[int(share * len(empty.order))]
+            chain = Chain(empty.order, empty.load, empty.options)
+            chain.add(start, np.eye(4), 1.0 / chain.load(start).median_depth)
+            self._align(chain)
+            best = max(best, chain, key=lambda c: len(c.poses))
+            if 2 * len(best.poses) > len(best.order):
+                break
+        return best
+
+    def _add(self, chain: Chain, sparse: SparseMap) -> None:
+        factors = self._factors(sparse)
+        for index in sparse.poses:
+            if index not in chain.poses:
+                chain.add(index, sparse.poses[index], factors[index])
+
+    def _factors(self, sparse: SparseMap) -> dict[int, float]:
+        """Map units per unit of predicted depth; a frame without points takes the median of the others."""
+        factors = {index: float(np.exp(np.median(r.log_ratio))) for index, r in self._ratios(sparse) if len(r.log_ratio)}
+        middle = float(np.median(list(factors.values()))) if factors else 1.0
+        return {index: factors.get(index, middle) for index in sparse.poses}
+
+    def _ratios(self, sparse: SparseMap) -> Iterator[tuple[int, FrameRatios]]:
+        for index in sparse.poses:
+            pixels, z, _ = frame_points(sparse, index)
+            depth = read_depth(self.recording.depth / f"{index:06d}.tiff")
+            yield index, sample_ratios(depth, pixels, (sparse.camera.width_px, sparse.camera.height_px), z)
+
+
+def add_still(chain: Chain) -> None:
+    """All frames at the origin; the camera being still, their depth maps show one scene and take one level."""
+    first = chain.order[0]
+    reference = chain.load(first)
+    for index in chain.order:
+        frame = chain.load(index)
+        both = reference.levels[0].has_depth & frame.levels[0].has_depth
+        shift = float(np.median((reference.levels[0].log_depth - frame.levels[0].log_depth)[both])) if both.any() else 0.0
+        chain.add(index, np.eye(4), float(np.exp(shift)) / reference.median_depth, keyframe=first)
+
+
+def frame_points(sparse: SparseMap, index: int) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Pixels, z-depths and reprojection errors of the points that a frame sees."""
+    rows = np.flatnonzero(sparse.obs_frame == index)
+    points = sparse.obs_point[rows]
+    T_camera_world = se3.inverse(sparse.poses[index])
+    z = sparse.xyz[points] @ T_camera_world[2, :3] + T_camera_world[2, 3]
+    return sparse.obs_px[rows], z, sparse.error_px[points]
+
+
+def normalised(track: Track) -> Track:
+    """The track in the world of this module's docstring."""
+    if not track.poses:
+        return track
+    T = se3.inverse(track.poses[min(track.poses)])
+    scale = 1.0
+    if track.sparse is not None:
+        medians = [np.median(z) for index in track.sparse.poses if len(z := frame_points(track.sparse, index)[1])]
+        scale = 1.0 / float(np.median(medians))
+    similarity = Similarity(scale, T[:3, :3], scale * T[:3, 3])
+    return replace(
+        track,
+        poses={index: similarity.pose(track.poses[index]) for index in sorted(track.poses)},
+        factors={index: scale * track.factors[index] for index in sorted(track.factors)},
+        sparse=None if track.sparse is None else transformed(track.sparse, similarity),
+    )

@@ -1,0 +1,169 @@
+"""Masks and gate: which pixels show tissue, and which frames are good enough to use.
+
+`tissue/` leaves out what lies outside the scope's field and instruments; `masks/` leaves out highlights too, which move
+with the lamp and mislead matching, while a network that was trained on highlights looks through them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from recon.data import open_source
+from recon.geometry.cameras import usable_mask
+from recon.image.highlights import highlight_mask
+from recon.image.instruments import Polarity, judge_polarity
+from recon.image.quality import GateLimits, Quality, measure_quality, rejections
+from recon.image.scope import NUM_FRAMES, dark_rim, find_scope_mask
+from recon.io.atomic import read_json, write_json
+from recon.io.cameras import read_camera
+from recon.io.images import read_image
+from recon.io.masks import read_mask, write_mask
+from recon.pipeline import Stage, track
+from recon.types import FrameSequence, ReconError
+
+log = logging.getLogger(__name__)
+
+MaskOf = Callable[[int], np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Config(GateLimits):
+    """What is masked, and the limits of the gate."""
+
+    highlights: bool = True
+    """Mask specular highlights."""
+    polarity: Literal["auto", "instrument", "tissue"] = "auto"
+    """What white means in masks given with --masks; "auto" lets the images decide. A data set's own masks are known."""
+    instrument_margin_share: float = 0.008
+    """Of the shorter side, added around instruments for their shadow and motion blur."""
+
+
+def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
+    """Write `scope.png`, two masks per decoded frame, and `gate.json`."""
+    frames = read_json(inputs["frames"] / "frames.json")
+    decoded = [entry for entry in frames["frames"] if entry["file"]]
+    spread = decoded[:: max(1, -(-len(decoded) // NUM_FRAMES))]
+    scope = find_scope_mask(read_image(inputs["frames"] / entry["file"]) for entry in spread)
+    scope &= usable_mask(read_camera(inputs["camera"] / "camera.json"))
+    if not scope.any():
+        raise ReconError(f"{frames['name']}: the lens in camera.json reaches no pixel inside the scope's field; check the camera file")
+    write_mask(out / "scope.png", scope)
+
+    sequence = open_source(inputs["source"])
+    is_users = read_json(inputs["source"] / "source.json").get("masks_dir") is not None
+    white_of = _white_of(sequence, frames)
+    polarity = _polarity(white_of, spread, inputs["frames"], scope, config) if is_users else None
+    instruments = _instruments_of(white_of, polarity, config)
+    qualities = [
+        _mask_frame(inputs["frames"] / entry["file"], out, entry["index"], scope, instruments(entry["index"]), config)
+        for entry in track(decoded, len(decoded), "masking frames")
+    ]
+    reasons = rejections(qualities, config)
+    gate = {entry["index"]: (quality, reason) for entry, quality, reason in zip(decoded, qualities, reasons, strict=True)}
+    write_json(
+        out / "gate.json",
+        {
+            "scope_share": float(scope.mean()),
+            "instruments": None if sequence.instrument_mask is None else asdict(polarity) if polarity else {"white": "instrument"},
+            "frames": [_gate_entry(entry, *gate.get(entry["index"], (None, entry["reason"]))) for entry in frames["frames"]],
+        },
+    )
+
+
+def _mask_frame(image_path: Path, out: Path, index: int, scope: np.ndarray, instruments: np.ndarray | None, config: Config) -> Quality:
+    """Write the frame's masks unless a killed run left them, and score the frame inside the stricter one."""
+    image = read_image(image_path)
+    tissue_path, mask_path = (out / folder / f"{index:06d}.png" for folder in ("tissue", "masks"))
+    if mask_path.exists():
+        valid = read_mask(mask_path)
+    else:
+        tissue = scope & ~dark_rim(image, scope)
+        if instruments is not None:
+            tissue &= ~_grown(_scaled(instruments, scope.shape), config.instrument_margin_share)
+        write_mask(tissue_path, tissue)
+        valid = tissue & highlight_mask(image, scope) if config.highlights else tissue
+        write_mask(mask_path, valid)
+    return measure_quality(image, valid, scope)
+
+
+def _white_of(sequence: FrameSequence, frames: dict[str, Any]) -> MaskOf:
+    """From frame index to True where the supplied mask is white, at source resolution."""
+    width, height = frames["source_width_px"], frames["source_height_px"]
+    names = {entry["index"]: entry["name"] for entry in frames["frames"]}
+
+    def load(index: int) -> np.ndarray | None:
+        tissue = sequence.instrument_mask(index) if sequence.instrument_mask else None
+        if tissue is not None and tissue.shape != (height, width):
+            raise ReconError(
+                f"the instrument mask of frame {names[index]} is {tissue.shape[1]}x{tissue.shape[0]}, "
+                f"but the images of {sequence.name} are {width}x{height}; masks must have the images' size"
+            )
+        return None if tissue is None else ~tissue
+
+    return load
+
+
+def _instruments_of(white_of: MaskOf, polarity: Polarity | None, config: Config) -> MaskOf:
+    """From frame index to True on instruments. A data set's own masks reach us with instruments white."""
+    is_inverted = polarity is not None and polarity.white == "tissue"
+
+    def load(index: int) -> np.ndarray | None:
+        white = white_of(index)
+        return ~white if is_inverted and white is not None else white
+
+    return load
+
+
+def _polarity(white_of: MaskOf, entries: list[dict[str, Any]], folder: Path, scope: np.ndarray, config: Config) -> Polarity:
+    if config.polarity != "auto":
+        return Polarity(config.polarity, True, "as configured")
+
+    def samples() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for entry in entries:
+            white = white_of(entry["index"])
+            if white is not None:
+                yield read_image(folder / entry["file"]), _scaled(white, scope.shape)
+
+    polarity = judge_polarity(samples(), scope)
+    say = log.info if polarity.is_clear and polarity.white == "instrument" else log.warning
+    say("masks: white is %s (%s); set masks.polarity to overrule", polarity.white, polarity.reason)
+    return polarity
+
+
+def _scaled(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """True where at least half of the source pixels are."""
+    return cv2.resize(mask.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA) >= 0.5
+
+
+def _grown(mask: np.ndarray, margin_share: float) -> np.ndarray:
+    size = 2 * round(margin_share * min(mask.shape)) + 1
+    return cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))).astype(bool)
+
+
+def _gate_entry(entry: dict[str, Any], quality: Quality | None, reason: str | None) -> dict[str, Any]:
+    return {
+        "index": entry["index"],
+        "status": "ok" if reason is None else "rejected",
+        "reason": reason,
+        "blur": quality and round(quality.blur, 4),
+        "exposure": quality and round(quality.exposure, 4),
+        "valid_share": quality and round(quality.valid_share, 4),
+    }
+
+
+STAGE = Stage(
+    config=Config,
+    run=run,
+    reads=("source", "frames", "camera"),
+    writes=("scope.png", "tissue/*.png", "masks/*.png", "gate.json"),
+    version=2,
+    seconds_per_frame=0.12,
+    bytes_per_frame=25_000,
+)

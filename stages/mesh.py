@@ -1,0 +1,47 @@
+"""Mesh: clean the fused surface and write it for work (PLY) and for showing (GLB)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from recon.io.atomic import write_json
+from recon.io.meshes import read_mesh, write_glb, write_ply
+from recon.mesh.clean import CleanSettings, clean
+from recon.pipeline import Stage
+
+
+@dataclass(frozen=True)
+class Config:
+    """What of the surface is kept."""
+
+    min_confidence: float = 0.15
+    """Surface of lower confidence (0 to 1) is cut away."""
+    max_removed_share: float = 0.4
+    """But never more than this share of the faces: a short recording is uncertain everywhere."""
+    min_component_share: float = 0.005
+    """Pieces with fewer faces than this share of the largest one are dropped."""
+    smoothing_steps: int = 3
+    """Pairs of Taubin smoothing steps."""
+
+
+def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
+    """Write `mesh.ply`, `mesh.glb` and `mesh.json`. Raises ReconError (exit code 1) when no surface is left."""
+    surface = read_mesh(inputs["surface"] / "surface.ply")
+    settings = CleanSettings(config.min_confidence, config.max_removed_share, config.min_component_share, config.smoothing_steps)
+    mesh = clean(surface, settings)
+    write_ply(out / "mesh.ply", mesh)
+    write_glb(out / "mesh.glb", mesh)
+    counts = {"num_vertices": len(mesh.vertices), "num_faces": len(mesh.faces)}
+    kept = round(len(mesh.faces) / len(surface.faces), 4)
+    write_json(out / "mesh.json", {"unit": mesh.unit, **counts, "kept_share": kept})
+
+
+STAGE = Stage(
+    config=Config,
+    run=run,
+    reads=("surface",),
+    writes=("mesh.ply", "mesh.glb", "mesh.json"),
+    seconds_per_frame=0.05,
+    bytes_per_frame=200_000,
+)

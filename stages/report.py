@@ -1,0 +1,119 @@
+"""Report: gather what every stage found into report.json, one HTML page and the files that a user takes away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recon.io.atomic import atomic_path, read_json, write_json, write_text
+from recon.io.meshes import read_mesh
+from recon.io.trajectory import write_tum
+from recon.pipeline import Stage, read_manifest
+from recon.report.page import render_page
+from recon.report.pictures import PictureSources, page_pictures
+from recon.report.summary import frame_list, frame_numbers, partial_reasons
+from recon.types import Metric, Trajectory
+
+READS = ("frames", "camera", "masks", "depth", "trajectory", "scale", "surface", "mesh", "evaluation")
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """How much the page shows."""
+
+    num_frames_shown: int = 8
+    """Frames in the contact sheet and beside their depth."""
+    preview_width_px: int = 660
+    """Width of the pictures of the mesh."""
+
+
+def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
+    """Write report.json, report.html, frames.json, trajectory.txt, mesh.ply and mesh.glb."""
+    start = time.perf_counter()
+    source = read_json(inputs["frames"] / "frames.json")
+    poses = read_json(inputs["scale"] / "trajectory.json")["frames"]
+    frames = frame_list(source["frames"], read_json(inputs["masks"] / "gate.json")["frames"], poses)
+    evaluation = read_json(inputs["evaluation"] / "metrics.json")
+    unit = read_json(inputs["scale"] / "scale.json")["unit"]
+    trajectory = _trajectory(frames, poses, unit)
+    write_json(out / "frames.json", frames)
+    write_tum(out / "trajectory.txt", trajectory)
+    for name in ("mesh.ply", "mesh.glb"):
+        _link_or_copy(inputs["mesh"] / name, out / name)
+    sources = PictureSources(inputs, frames, trajectory, read_mesh(inputs["mesh"] / "mesh.ply"))
+    report = _report(inputs, source, frames, evaluation, config)
+    report["seconds"]["report"] = round(time.perf_counter() - start, 3)
+    pictures = page_pictures(sources, config.num_frames_shown, config.preview_width_px, report["seconds"])
+    write_text(out / "report.html", render_page(source["name"], report, frames, _notes(source, evaluation), pictures))
+    # Last, since `report.json` counts its own time.
+    report["seconds"]["report"] = round(time.perf_counter() - start, 3)
+    write_json(out / "report.json", report)
+
+
+def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluation: dict, config: Config) -> dict[str, Any]:
+    """Return what report.json holds."""
+    manifests = {name: read_manifest(inputs[name]) for name in READS}
+    scale = read_json(inputs["scale"] / "scale.json")
+    seconds = {name: manifest["seconds"] for name, manifest in manifests.items()}
+    speed = Metric("speed", "seconds_per_frame", sum(seconds.values()) / len(frames), "s")
+    return {
+        "schema": SCHEMA,
+        "unit": scale["unit"],
+        "scale": {name: scale[name] for name in ("source", "value", "sigma")},
+        "frames": frame_numbers(frames),
+        "metrics": [*evaluation["metrics"], asdict(speed)],
+        "inputs_used": {
+            "gt_depth": False,
+            "gt_pose": False,
+            "gt_scale": False,
+            "intrinsics": read_json(inputs["camera"] / "camera.json")["intrinsics"],
+        },
+        "evaluation_gt": evaluation["gt_used"],
+        "partial": partial_reasons(source, frames),
+        "seconds": seconds,
+        "peak_rss_mb": max(manifest["peak_rss_mb"] for manifest in manifests.values()),
+        "versions": manifests["mesh"]["versions"],
+        "config": {name: manifest["config"] for name, manifest in manifests.items()} | {"report": asdict(config)},
+    }
+
+
+def _trajectory(frames: list[dict], poses: list[dict], unit: str) -> Trajectory:
+    posed = [frame for frame in poses if frame["T_world_camera"] is not None]
+    time_of = {frame["index"]: frame["timestamp_s"] for frame in frames}
+    return Trajectory(
+        frame_indices=np.array([frame["index"] for frame in posed], dtype=np.int64),
+        timestamps_s=np.array([time_of[frame["index"]] for frame in posed], dtype=np.float64),
+        T_world_camera=np.array([frame["T_world_camera"] for frame in posed], dtype=np.float64).reshape(-1, 4, 4),
+        unit=unit,
+    )
+
+
+def _notes(source: dict, evaluation: dict) -> list[str]:
+    return [*source["notes"], *evaluation["notes"]]
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Meshes are large: share the file where the disk can, copy it where not."""
+    with atomic_path(target) as part:
+        part.unlink(missing_ok=True)
+        try:
+            os.link(source, part)
+        except OSError:
+            shutil.copyfile(source, part)
+
+
+STAGE = Stage(
+    config=Config,
+    run=run,
+    reads=READS,
+    writes=("report.json", "report.html", "frames.json", "trajectory.txt", "mesh.ply", "mesh.glb"),
+    seconds_per_frame=0.05,
+    bytes_per_frame=20_000,
+)

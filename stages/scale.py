@@ -1,0 +1,151 @@
+"""Predicted depth and trajectory in one unit: a factor per frame, and a smooth field over the image where points allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recon.geometry import se3
+from recon.io.atomic import read_json, write_json
+from recon.io.cameras import read_camera
+from recon.io.depth import read_depth, write_depth
+from recon.io.trajectory import write_tum
+from recon.pipeline import Stage, track
+from recon.tracking.scale_field import FrameRatios, ScaleModel, fit_scale_model, sample_nearest, sample_ratios
+from recon.types import Camera, ReconError, Scale, Trajectory
+
+MAX_POINT_ERROR_PX = 2.0
+"""Sparse points that reproject worse than this give no ratio."""
+MIN_CALIBRATION_POINTS = 20
+CALIBRATION_LIMITS = (0.2, 5.0)
+MAX_LOG_FIELD = 1.5
+"""A field never changes depth by more than this log factor from its frame's level."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where the unit comes from."""
+
+    factor_mm: float = 0.0
+    """Millimetres per world unit of the trajectory, where known; 0 leaves the result without a unit."""
+    factor_sigma_mm: float = 0.0
+    """One standard deviation of `factor_mm`; 0 where unknown."""
+    window_frames: float = 5.0
+    """Standard deviation of the smoothing of factors over time."""
+    field: bool = True
+    """Allow the factor to vary smoothly over the image."""
+
+
+def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
+    """Write scaled `depth/`, `sigma/`, `scale.json`, `trajectory.txt` and `trajectory.json` in the final unit."""
+    scale = given_scale(config)
+    trajectory = read_json(inputs["trajectory"] / "trajectory.json")
+    camera = read_camera(inputs["trajectory"] / "camera.json")
+    posed = {f["index"]: f for f in trajectory["frames"] if f["T_world_camera"] is not None}
+    ratios, sigmas = _measure(inputs, posed, camera)
+    guesses = {index: float(np.log(frame["depth_factor"])) for index, frame in posed.items()}
+    model = fit_scale_model(list(posed), ratios, guesses, config.window_frames, use_fields=config.field)
+    calibration = sigma_calibration(model, ratios, sigmas)
+    for index in track(posed, len(posed), "scaling depth"):
+        name = f"{index:06d}.tiff"
+        if not (out / "sigma" / name).exists():
+            predicted, sigma = (read_depth(inputs["depth"] / kind / name) for kind in ("depth", "sigma"))
+            depth, sigma = scaled(model, index, predicted, sigma, calibration)
+            write_depth(out / "depth" / name, depth * scale.value)
+            write_depth(out / "sigma" / name, sigma)
+    _write_trajectory(inputs, out, trajectory, scale)
+    write_json(out / "scale.json", description(scale, model, ratios, guesses, calibration))
+
+
+def given_scale(config: Config) -> Scale:
+    """The scale that the config gives, else none."""
+    if config.factor_mm < 0 or config.factor_sigma_mm < 0 or not np.isfinite([config.factor_mm, config.factor_sigma_mm]).all():
+        found = f"{config.factor_mm}, {config.factor_sigma_mm}"
+        raise ReconError(f"scale.factor_mm and scale.factor_sigma_mm must be positive millimetres per world unit, found {found}")
+    if config.factor_mm == 0:
+        return Scale("none", 1.0, None)
+    return Scale("given", config.factor_mm, config.factor_sigma_mm or None)
+
+
+def scaled(model: ScaleModel, index: int, predicted: np.ndarray, sigma: np.ndarray, calibration: float) -> tuple[np.ndarray, np.ndarray]:
+    """Depth in world units and the standard deviation of its log: the network's own, calibrated on the points, and the field's."""
+    log_field, field_sigma = model.log_field(index, *predicted.shape)
+    level = model.log_factor[index]
+    factor = np.exp(np.clip(log_field, level - MAX_LOG_FIELD, level + MAX_LOG_FIELD))
+    known = predicted > 0
+    return (predicted * factor * known).astype(np.float32), (np.hypot(sigma * calibration, field_sigma) * known).astype(np.float32)
+
+
+def _measure(inputs: dict[str, Path], posed: dict[int, dict], camera: Camera) -> tuple[dict[int, FrameRatios], dict[int, np.ndarray]]:
+    """Ratios of every frame, and the network's sigma at the same points."""
+    with np.load(inputs["trajectory"] / "points.npz") as file:
+        points = {key: file[key] for key in file.files}
+    good = points["error_px"] <= MAX_POINT_ERROR_PX
+    ratios, sigmas = {}, {}
+    for index, frame in posed.items():
+        rows = np.flatnonzero((points["obs_frame"] == index) & good[points["obs_point"]])
+        T_camera_world = se3.inverse(np.array(frame["T_world_camera"]))
+        z = points["xyz"][points["obs_point"][rows]] @ T_camera_world[2, :3] + T_camera_world[2, 3]
+        depth = read_depth(inputs["depth"] / "depth" / f"{index:06d}.tiff")
+        ratios[index] = sample_ratios(depth, points["obs_px"][rows], (camera.width_px, camera.height_px), z)
+        sigma = read_depth(inputs["depth"] / "sigma" / f"{index:06d}.tiff")
+        sigmas[index] = sample_nearest(sigma, ratios[index].positions)
+    return ratios, sigmas
+
+
+def sigma_calibration(model: ScaleModel, ratios: dict[int, FrameRatios], sigmas: dict[int, np.ndarray]) -> float:
+    """Factor that makes the network's sigma at the points as large as what the model leaves there; 1 without points."""
+    counted = [index for index in ratios if len(ratios[index].log_ratio) >= MIN_CALIBRATION_POINTS]
+    quotients = [model.residual(index) / max(float(np.median(sigmas[index])), 1e-6) for index in counted]
+    return float(np.clip(np.median(quotients), *CALIBRATION_LIMITS)) if quotients else 1.0
+
+
+def description(scale: Scale, model: ScaleModel, ratios: dict[int, FrameRatios], guesses: dict[int, float], calibration: float) -> dict:
+    """Content of scale.json. `drift` is the standard deviation over frames of the log factor that the network's depth needs."""
+    levels = np.array(list(model.log_factor.values()))
+    return {
+        "source": scale.source,
+        "value": scale.value,
+        "sigma": scale.sigma,
+        "unit": scale.unit,
+        "drift": float(levels.std()) if len(levels) else 0.0,
+        "sigma_calibration": calibration,
+        "frames": [
+            {
+                "index": index,
+                "factor": float(np.exp(level)) * scale.value,
+                "num_points": len(ratios[index].log_ratio),
+                "residual": model.residual(index) if len(ratios[index].log_ratio) else None,
+            }
+            for index, level in model.log_factor.items()
+        ],
+    }
+
+
+def _write_trajectory(inputs: dict[str, Path], out: Path, trajectory: dict, scale: Scale) -> None:
+    """The trajectory with translations in the final unit, as JSON and as TUM lines."""
+    time = {f["index"]: f["timestamp_s"] for f in read_json(inputs["frames"] / "frames.json")["frames"]}
+    frames, indices, poses = [], [], []
+    for frame in trajectory["frames"]:
+        if frame["T_world_camera"] is not None:
+            T = np.array(frame["T_world_camera"])
+            T[:3, 3] *= scale.value
+            frame = frame | {"T_world_camera": T.tolist()}
+            indices.append(frame["index"])
+            poses.append(T)
+        frames.append(frame)
+    write_json(out / "trajectory.json", trajectory | {"unit": scale.unit, "frames": frames})
+    times = np.array([time[index] for index in indices])
+    write_tum(out / "trajectory.txt", Trajectory(np.array(indices), times, np.array(poses).reshape(-1, 4, 4), scale.unit))
+
+
+STAGE = Stage(
+    config=Config,
+    run=run,
+    reads=("frames", "depth", "trajectory"),
+    writes=("depth/*.tiff", "sigma/*.tiff", "scale.json", "trajectory.txt", "trajectory.json"),
+    seconds_per_frame=0.1,
+    bytes_per_frame=450_000,
+)

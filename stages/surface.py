@@ -1,0 +1,96 @@
+"""Surface: fuse the depth of posed frames into a truncated signed distance volume and extract its zero surface.
+
+Only what neighbouring views agree on is fused; edges, grazing walls and masked pixels are unknown. The stage is one pass
+of a minute or so and starts again when it was killed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recon.fusion.fuse import FusionSettings, fuse
+from recon.fusion.selection import select_frames, select_neighbours
+from recon.fusion.views import ViewSettings, ViewSource
+from recon.io.atomic import read_json, write_json
+from recon.io.cameras import read_camera
+from recon.io.meshes import write_ply
+from recon.pipeline import Stage, track
+from recon.types import ReconError
+
+
+@dataclass(frozen=True)
+class Config:
+    """How finely and how strictly depth is fused; lengths follow the scene's own depth."""
+
+    max_frames: int = 200
+    """At most this many frames are fused, spread over the recording; keyframes first."""
+    num_neighbours: int = 6
+    """Views that judge each frame's depth; 0 fuses everything unjudged."""
+    pinhole_fov_rad: float = 2.08
+    """Horizontal field of view of the undistorted pictures, less where the lens sees less."""
+    pinhole_width_px: int = 416
+    """Width of the undistorted pictures."""
+    min_cosine: float = 0.12
+    """Walls seen at a smaller cosine between normal and viewing ray are unknown."""
+    max_jump: float = 0.1
+    """Relative step of depth between neighbouring pixels that counts as an occlusion edge."""
+    max_depth_ratio: float = 4.0
+    """Depth beyond this many median depths is unknown."""
+    voxels_per_depth: float = 96.0
+    """Voxels along the median depth."""
+    min_truncation_voxels: float = 5.0
+    """Truncation distance in voxels, more where depth is noisy."""
+    min_agreement: float = 0.3
+    """Pixels of which neighbouring views agree less than this (0 to 1) are unknown."""
+    max_volume_mb: int = 500
+    """Voxels are coarsened until the volume fits into this memory."""
+
+
+def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
+    """Write `surface.ply` and `surface.json`. Raises ReconError (exit code 1) when no surface comes out."""
+    trajectory = read_json(inputs["scale"] / "trajectory.json")
+    unit = read_json(inputs["scale"] / "scale.json")["unit"]
+    posed = [f for f in trajectory["frames"] if f["T_world_camera"] is not None and _has_depth(inputs["scale"], f["index"])]
+    if not posed:
+        message = "no frame has both a pose and a depth map, so there is nothing to fuse: trajectory.json says why frames are lost"
+        raise ReconError(message, exit_code=1)
+    poses = np.array([frame["T_world_camera"] for frame in posed], dtype=np.float64)
+    camera = read_camera(inputs["trajectory"] / "camera.json")
+    settings = ViewSettings(config.pinhole_fov_rad, config.pinhole_width_px, config.min_cosine, config.max_depth_ratio, config.max_jump)
+
+    def views_of(positions: np.ndarray) -> ViewSource:
+        indices = [posed[i]["index"] for i in positions]
+        folders = (inputs["scale"], inputs["frames"] / "images", inputs["masks"] / "tissue")
+        return ViewSource(camera, *folders, indices, poses[positions], settings)
+
+    median_depth = views_of(np.arange(len(posed))).medians[0]
+    is_keyframe = np.array([frame["status"] == "keyframe" for frame in posed])
+    chosen = select_frames(poses, is_keyframe, median_depth, config.max_frames)
+    neighbours = [select_neighbours(poses[chosen], i, median_depth, config.num_neighbours) for i in range(len(chosen))]
+    fusion = FusionSettings(
+        voxels_per_depth=config.voxels_per_depth,
+        min_truncation_voxels=config.min_truncation_voxels,
+        min_agreement=config.min_agreement,
+        max_volume_bytes=config.max_volume_mb * 1_000_000,
+    )
+    mesh, stats = fuse(views_of(chosen).load, neighbours, median_depth, unit, fusion, track)
+    write_ply(out / "surface.ply", mesh)
+    numbers = {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in asdict(stats).items()}
+    write_json(out / "surface.json", {"unit": unit, **numbers, "num_vertices": len(mesh.vertices), "num_faces": len(mesh.faces)})
+
+
+def _has_depth(scale: Path, index: int) -> bool:
+    return (scale / "depth" / f"{index:06d}.tiff").exists()
+
+
+STAGE = Stage(
+    config=Config,
+    run=run,
+    reads=("frames", "masks", "trajectory", "scale"),
+    writes=("surface.ply", "surface.json"),
+    seconds_per_frame=0.6,
+    bytes_per_frame=200_000,
+)

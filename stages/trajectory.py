@@ -1,0 +1,122 @@
+"""Camera poses of the recording, the final lens and sparse points: structure from motion and dense alignment."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recon.io.atomic import atomic_path, read_json, write_json
+from recon.io.cameras import read_camera, write_camera
+from recon.pipeline import Stage, track, unkeyed
+from recon.tracking.features import FeatureOptions
+from recon.tracking.mapping import SparseMap
+from recon.tracking.tracker import Method, Recording, Track, Tracker
+from recon.types import ReconError
+
+METHODS = ("hybrid", "sfm", "alignment")
+WORK = "work"
+"""Folder for what a killed run can use again; gone when the stage is done."""
+UNIT_SOURCES = {True: "the median depth of the sparse points is 1", False: "the median predicted depth of the first posed frame is 1"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How frames are posed."""
+
+    method: Method = "hybrid"
+    """"sfm": structure from motion alone; "alignment": dense alignment on predicted depth alone; "hybrid": alignment for
+    the frames that structure from motion leaves out."""
+    max_num_features: int = 3072
+    """SIFT features per frame."""
+    overlap: int = 10
+    """How many successors each frame is matched with; further ones are matched at doubling distances."""
+    max_mapped_frames: int = 400
+    """Of a longer recording, structure from motion gets every n-th frame and dense alignment the others."""
+    seed: int = 0
+    """Of every random choice."""
+    num_threads: int = unkeyed(-1)
+    """-1 takes all cores; 1 gives the same bytes on every run."""
+
+
+def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
+    """Write `camera.json`, `trajectory.json` and `points.npz`. Frames that cannot be posed are "lost" with a reason."""
+    if config.method not in METHODS:
+        raise ReconError(f"trajectory.method should be one of {', '.join(METHODS)}, found {config.method!r}")
+    gate = read_json(inputs["masks"] / "gate.json")["frames"]
+    camera_file = read_json(inputs["camera"] / "camera.json")
+    order = [entry["index"] for entry in gate if entry["status"] == "ok"]
+    if not order:
+        raise ReconError("no frame is usable: every frame was rejected; look at the reasons in frames.json of the masks stage", 1)
+    recording = Recording(
+        order=order,
+        images=inputs["frames"] / "images",
+        masks=inputs["masks"] / "masks",
+        depth=inputs["depth"] / "depth",
+        camera=read_camera(inputs["camera"] / "camera.json"),
+        refine_camera=camera_file["intrinsics"] == "estimated",
+    )
+    features = FeatureOptions(config.max_num_features, overlap=config.overlap, seed=config.seed, num_threads=config.num_threads)
+    result = Tracker(recording, config.method, features, out / WORK, config.max_mapped_frames, progress=track).run()
+    write_camera(out / "camera.json", result.camera, intrinsics=camera_file["intrinsics"])
+    write_points(out / "points.npz", result.sparse)
+    write_json(out / "trajectory.json", description(gate, result, config.method))
+    shutil.rmtree(out / WORK, ignore_errors=True)
+
+
+def description(gate: list[dict], result: Track, method: Method) -> dict:
+    """Content of trajectory.json: one entry per source frame, then figures of the map."""
+    num_points = 0 if result.sparse is None else len(result.sparse.xyz)
+    return {
+        "method": method,
+        "unit": "unitless",
+        "unit_source": UNIT_SOURCES[result.sparse is not None],
+        "frames": [_frame(entry, result) for entry in gate],
+        "mapping": {
+            "num_maps": result.num_maps,
+            "num_joined": result.num_joined,
+            "num_frames": list(result.method_of.values()).count("sfm"),
+            "num_aligned": list(result.method_of.values()).count("alignment"),
+            "still": "still" in result.method_of.values(),
+            "num_points": num_points,
+            "mean_error_px": None if num_points == 0 else float(result.sparse.error_px.mean()),
+        },
+    }
+
+
+def _frame(entry: dict, result: Track) -> dict:
+    index = entry["index"]
+    frame = {"index": index, "status": "rejected", "reason": entry["reason"], "method": None, "T_world_camera": None, "depth_factor": None}
+    if entry["status"] != "ok":
+        return frame
+    if index not in result.poses:
+        return frame | {"status": "lost", "reason": result.reasons[index]}
+    return frame | {
+        "status": "keyframe" if result.keyframe_of[index] == index else "posed",
+        "reason": None,
+        "method": result.method_of[index],
+        "T_world_camera": result.poses[index].tolist(),
+        "depth_factor": result.factors[index],
+    }
+
+
+def write_points(path: Path, sparse: SparseMap | None) -> None:
+    """Arrays of the sparse map, empty without one: `xyz`, `error_px` by point; `obs_point`, `obs_frame`, `obs_px` by observation."""
+    arrays = {"xyz": np.zeros((0, 3)), "error_px": np.zeros(0), "obs_px": np.zeros((0, 2))}
+    arrays |= {"obs_point": np.zeros(0, np.int64), "obs_frame": np.zeros(0, np.int64)}
+    if sparse is not None:
+        arrays = {name: getattr(sparse, name) for name in arrays}
+    with atomic_path(path) as part, open(part, "wb") as file:
+        np.savez(file, **arrays)
+
+
+STAGE = Stage(
+    config=Config,
+    run=run,
+    reads=("frames", "camera", "masks", "depth"),
+    writes=("camera.json", "trajectory.json", "points.npz"),
+    seconds_per_frame=1.3,
+    bytes_per_frame=20_000,
+)

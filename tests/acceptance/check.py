@@ -1,0 +1,188 @@
+"""Run the acceptance commands and hold their figures against limits.toml: `check.py [GROUP ...]`, all groups by default.
+
+Recordings and scoring programs lie in a folder beside the checkout that is not part of the project; without it
+there is nothing to check, which is said and counts as success.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recon.data.phantom import DEMO_SPEC, open_phantom
+from recon.io.meshes import read_mesh
+from stages import PIPELINE
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared"
+RECON = Path(sys.executable).with_name("recon")
+SMALL_PHANTOM = "phantom:tube?seed=1&frames=12"
+DONE_OR_PARTIAL = (0, 3)
+
+
+class CheckFailed(Exception):
+    """A command did not end as it must."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended and what it took."""
+
+    seconds: float
+    peak_rss_mb: float
+    errors: str
+
+
+def recon(*words: str | Path, allowed: tuple[int, ...] = DONE_OR_PARTIAL) -> Ended:
+    """Run the command line and insist on its exit code."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen([RECON, *map(str, words)], stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        text = errors.read()
+    if process.returncode not in allowed:
+        raise CheckFailed(f"recon {' '.join(map(str, words))} ended with {process.returncode}: {text[-500:]}")
+    return Ended(time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e6, text)
+
+
+def second_run(*words: str | Path) -> dict[str, float]:
+    """Figures of the same command once more."""
+    ended = recon(*words)
+    reused = [line.split()[0] for line in ended.errors.splitlines() if line.endswith(" reused")]
+    return {"second_run_seconds": ended.seconds, "second_run_stages": len(PIPELINE) - len(reused)}
+
+
+def score(program: str, *words: str | Path) -> dict[str, float]:
+    """Figures from a scoring program that shares nothing with this project."""
+    command = [sys.executable, SHARED / "checks" / program, *words]
+    return json.loads(subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout)
+
+
+def truth_used(figures: dict) -> dict[str, float]:
+    """How many kinds of ground truth the run says it was given."""
+    return {"truth_used": sum(bool(value) for name, value in figures["inputs_used"].items() if name.startswith("gt_"))}
+
+
+def demo(folder: Path) -> dict[str, float]:
+    words = ("demo", "--out", folder / "run")
+    ended = recon(*words, allowed=(0,))
+    metrics = json.loads((folder / "run" / "results" / "report.json").read_text())["metrics"]
+    error = next(m["value"] for m in metrics if (m["group"], m["name"]) == ("surface", "accuracy_mean"))
+    phantom = open_phantom(DEMO_SPEC)
+    truths = [phantom.depth_gt(index) for index in range(0, len(phantom.frames), 6)]
+    median_depth = float(np.median(np.concatenate([truth.depth[truth.valid] for truth in truths])))
+    return {"surface_error_percent": 100 * error / median_depth, "seconds": ended.seconds, **second_run(*words)}
+
+
+def nasal(folder: Path) -> dict[str, float]:
+    source = SHARED / "data" / "nasal" / "seq_a"
+    words = ("run", source, "--out", folder / "run")
+    recon(*words)
+    figures = score("score_nasal.py", folder / "run", source)
+    return {**figures, **truth_used(figures), **second_run(*words)}
+
+
+def laparoscopy(folder: Path) -> dict[str, float]:
+    words = ("run", SHARED / "data" / "video" / "laparoscopy.mp4", "--out", folder / "run")
+    ended = recon(*words)
+    faces = len(read_mesh(folder / "run" / "results" / "mesh.ply").faces)
+    return {"peak_rss_mb": ended.peak_rss_mb, "faces": faces, **second_run(*words)}
+
+
+def colon(folder: Path) -> dict[str, float]:
+    source = SHARED / "data" / "c3vd_like" / "colon_a"
+    words = ("run", source, "--out", folder / "run")
+    recon(*words)
+    recon("export", folder / "run", "--what", "depth", "--to", folder / "depth", allowed=(0,))
+    figures = score("score_c3vd.py", folder / "run", source, "--depth", folder / "depth")
+    return {**figures, **truth_used(figures), **second_run(*words)}
+
+
+def killed(folder: Path) -> dict[str, float]:
+    """One run is left alone; another is killed in every stage, at once and a second later, and started again each time."""
+    words = ("run", SMALL_PHANTOM, "--set", "num_threads=1", "--out")
+    recon(*words, folder / "alone")
+    struck = {stage for stage in PIPELINE for delay_s in (0, 1) if kill_in(stage, delay_s, folder / "killed", *words)}
+    recon(*words, folder / "killed")
+    alone, other = ((folder / run / "results" / "mesh.ply").read_bytes() for run in ("alone", "killed"))
+    different = abs(len(alone) - len(other)) + sum(a != b for a, b in zip(alone, other, strict=False))
+    return {"stages_killed": len(struck), "different_bytes": different}
+
+
+def kill_in(stage: str, delay_s: float, run: Path, *words: str | Path) -> bool:
+    """Start a command and kill -9 it while `stage` works. False when the stage was too quick to be struck."""
+    process = subprocess.Popen([RECON, *map(str, words), run], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        if is_working(stage, process.pid, run):
+            end = time.perf_counter() + delay_s
+            while time.perf_counter() < end and is_working(stage, process.pid, run):
+                time.sleep(0.001)
+            process.kill()
+            process.wait()
+            return any((run / stage).glob(".*"))
+        time.sleep(0.001)
+    return False
+
+
+def is_working(stage: str, pid: int, run: Path) -> bool:
+    """Whether this process, and not one killed before, works on a stage: it holds the lock and earlier stages are done."""
+    earlier = PIPELINE[: PIPELINE.index(stage)]
+    if not (run / ".lock").is_file() or f'"pid": {pid},' not in (run / ".lock").read_text():
+        return False
+    return any((run / stage).glob(".*")) and all(any((run / name).glob("[!.]*")) for name in earlier)
+
+
+GROUPS: dict[str, Callable[[Path], dict[str, float]]] = {
+    "demo": demo,
+    "nasal": nasal,
+    "laparoscopy": laparoscopy,
+    "colon": colon,
+    "killed": killed,
+}
+
+
+def judge(group: str, figures: dict[str, float], limits: dict[str, dict[str, float]]) -> list[bool]:
+    """Print one line per limit and say which are kept. A figure that was not measured is not within its limit."""
+    verdicts = []
+    for name, limit in limits.items():
+        [(kind, bound)] = limit.items()
+        value = figures.get(name)
+        kept = value is not None and (value <= bound if kind == "max" else value >= bound)
+        shown = "not measured" if value is None else f"{value:.4g}"
+        print(f"{group:<12} {name:<24} {shown:>12}   {kind} {bound:<8g} {'ok' if kept else 'WORSE'}", flush=True)
+        verdicts.append(kept)
+    return verdicts
+
+
+def main() -> int:
+    if not (SHARED / "data").is_dir():
+        print(f"skipped: the recordings of the acceptance commands are not here ({SHARED / 'data'})")
+        return 0
+    limits = tomllib.loads((Path(__file__).parent / "limits.toml").read_text())
+    verdicts = []
+    for group in sys.argv[1:] or GROUPS:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                figures = GROUPS[group](Path(folder))
+            except (CheckFailed, subprocess.CalledProcessError, OSError) as error:
+                print(f"{group}: {error}", file=sys.stderr)
+                figures = {}
+        verdicts += judge(group, figures, limits[group])
+    print(f"{verdicts.count(True)} passed, {verdicts.count(False)} failed")
+    return 0 if all(verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""The last four stages on a small phantom whose true depth and poses, in another unit, stand for the earlier stages."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recon.data import open_sequence
+from recon.io.atomic import write_json
+from recon.io.cameras import write_camera
+from recon.io.depth import read_depth, write_depth
+from recon.io.images import write_jpeg
+from recon.io.masks import write_mask
+from recon.io.meshes import read_mesh
+from recon.io.trajectory import read_tum
+from recon.types import ReconError
+
+SPEC = "phantom:tube?seed=3&frames=6&width=160&height=128&step_mm=2.0"
+MM_PER_UNIT = 20.0
+LOST = 4
+STAGES = ("surface", "mesh", "evaluation", "report")
+
+
+def earlier_stages(run: Path, unit: str) -> dict[str, Path]:
+    """Write what the stages before the surface leave: truth in a world of its own (and of its own unit, if unitless)."""
+    names = ("source", "frames", "camera", "masks", "depth", "trajectory", "scale", *STAGES)
+    inputs = {name: run / name for name in names}
+    for folder in inputs.values():
+        folder.mkdir(parents=True)
+    sequence = open_sequence(SPEC)
+    scale = 1.0 if unit == "mm" else 1 / MM_PER_UNIT
+    first = np.linalg.inv(sequence.trajectory_gt.T_world_camera[0])
+    frames, poses, gate = [], [], []
+    for frame in sequence.frames:
+        name = f"{frame.index:06d}"
+        truth = sequence.depth_gt(frame.index)
+        write_jpeg(run / f"frames/images/{name}.jpg", frame.image())
+        write_mask(run / f"masks/masks/{name}.png", truth.valid)
+        write_depth(run / f"scale/depth/{name}.tiff", truth.depth * np.float32(scale))
+        write_depth(run / f"scale/sigma/{name}.tiff", np.where(truth.valid, np.float32(0.05), np.float32(0)))
+        T = first @ sequence.trajectory_gt.T_world_camera[frame.index]
+        T[:3, 3] *= scale
+        lost = frame.index == LOST
+        status = "lost" if lost else "keyframe" if frame.index % 2 == 0 else "posed"
+        reason = "too few matches" if lost else None
+        poses.append({"index": frame.index, "status": status, "reason": reason, "T_world_camera": None if lost else T.tolist()})
+        times = {"index": frame.index, "name": f"<i>{name}</i>", "timestamp_s": round(frame.timestamp_s, 4)}
+        frames.append({**times, "file": f"images/{name}.jpg", "reason": None})
+        gate.append({"index": frame.index, "status": "ok", "reason": None})
+    camera = sequence.camera
+    recording = {"name": sequence.name, "dataset": "phantom", "incomplete": None, "notes": ["a note"], "frames": frames}
+    write_json(run / "frames/frames.json", recording)
+    write_json(run / "masks/gate.json", {"frames": gate})
+    write_json(run / "scale/trajectory.json", {"frames": poses})
+    write_json(run / "scale/scale.json", {"source": "given" if unit == "mm" else "none", "value": 1.0, "sigma": None, "unit": unit})
+    write_json(run / "source/source.json", {"path": SPEC, "dataset": None, "camera_file": None, "masks_dir": None})
+    write_camera(run / "camera/camera.json", camera, intrinsics="dataset")
+    write_camera(run / "trajectory/camera.json", camera)
+    for name in names[1:]:
+        manifest = {"stage": name, "config": {}, "seconds": 1.0, "peak_rss_mb": 100.0, "versions": {"python": "3.11"}}
+        write_json(inputs[name] / "manifest.json", manifest)
+    return inputs
+
+
+def run_stage(name: str, inputs: dict[str, Path], out: Path | None = None, **changes) -> Path:
+    module = importlib.import_module(f"stages.{name}")
+    out = out or inputs[name]
+    out.mkdir(exist_ok=True)
+    module.run({read: inputs[read] for read in module.STAGE.reads}, out, module.Config(**changes))
+    for pattern in module.STAGE.writes:
+        assert list(out.glob(pattern)), pattern
+    return out
+
+
+SMALL = {
+    "surface": {"pinhole_width_px": 160, "voxels_per_depth": 48.0},
+    "mesh": {"max_removed_share": 0.05},
+    "evaluation": {"num_samples": 10_000, "num_error_maps": 1},
+    "report": {"preview_width_px": 100, "num_frames_shown": 3},
+}
+
+
+@pytest.fixture(scope="module", params=["unitless", "mm"])
+def finished(request, tmp_path_factory) -> dict[str, Path]:
+    inputs = earlier_stages(tmp_path_factory.mktemp(request.param) / "run", request.param)
+    for name in STAGES:
+        run_stage(name, inputs, **SMALL[name])
+    return inputs
+
+
+def report_of(inputs) -> dict:
+    return json.loads((inputs["report"] / "report.json").read_text())
+
+
+def metric(report, name, alignment) -> float:
+    (found,) = [m["value"] for m in report["metrics"] if (m["name"], m["alignment"]) == (name, alignment)]
+    return found
+
+
+def test_true_depth_and_poses_give_the_true_surface(finished):
+    report = report_of(finished)
+    assert metric(report, "accuracy_mean", "sim3_trajectory") < 0.3
+    assert metric(report, "f_2mm", "sim3_trajectory") > 0.9
+    assert metric(report, "abs_rel", "scale_frame") < 0.01
+    assert metric(report, "ate_rmse", "sim3_trajectory") < 1e-3
+    assert metric(report, "accuracy_mean_percent_of_depth", "sim3_trajectory") < 2
+
+
+def test_the_report_keeps_its_contract(finished):
+    report = report_of(finished)
+    required = "schema unit scale frames metrics inputs_used seconds peak_rss_mb versions config partial evaluation_gt"
+    assert set(required.split()) <= set(report)
+    assert report["unit"] in ("mm", "unitless")
+    assert set(report["scale"]) == {"source", "value", "sigma"}
+    assert report["frames"] == {"total": 6, "used": 6, "posed": 5, "rejected": 0, "lost": 1, "keyframes": 2}
+    used = report["inputs_used"]
+    assert used == {"gt_depth": False, "gt_pose": False, "gt_scale": False, "intrinsics": "dataset"}
+    assert report["evaluation_gt"] == {"depth": True, "trajectory": True, "mesh": True}
+    for entry in report["metrics"]:
+        assert set(entry) == {"group", "name", "value", "unit", "alignment", "lower_is_better"}
+        assert np.isfinite(entry["value"])
+    keys = [(m["group"], m["name"], m["alignment"]) for m in report["metrics"]]
+    assert len(keys) == len(set(keys))
+    assert set(report["seconds"]) == set(report["config"])
+    assert len(report["partial"]) == 1 and "too few matches" in report["partial"][0]
+
+
+def test_unaligned_errors_are_reported_only_in_mm(finished):
+    report = report_of(finished)
+    names = {m["name"] for m in report["metrics"] if m["alignment"] in ("none", "se3_trajectory") and m["group"] != "speed"}
+    assert ({"abs_rel", "ate_rmse", "accuracy_mean"} <= names) == (report["unit"] == "mm")
+
+
+def test_frames_trajectory_and_meshes_fit_together(finished):
+    out = finished["report"]
+    frames = json.loads((out / "frames.json").read_text())
+    assert [set(frame) for frame in frames] == [{"index", "name", "timestamp_s", "status", "reason"}] * 6
+    times = {round(f["timestamp_s"], 4) for f in frames if f["status"] in ("keyframe", "posed")}
+    assert {round(t, 4) for t in read_tum(out / "trajectory.txt").timestamps_s} == times
+    mesh = read_mesh(out / "mesh.ply")
+    assert mesh.unit == report_of(finished)["unit"]
+    assert mesh.confidence.min() >= 0 and mesh.confidence.max() <= 1
+    assert mesh.observations.min() >= 1 and mesh.observations.max() <= 5
+    assert (out / "mesh.ply").read_bytes() == (finished["mesh"] / "mesh.ply").read_bytes()
+    assert (out / "mesh.glb").stat().st_size > 1000
+
+
+def test_normals_face_the_cameras(finished):
+    mesh = read_mesh(finished["mesh"] / "mesh.ply")
+    poses = read_tum(finished["report"] / "trajectory.txt").T_world_camera
+    nearest = poses[np.argmin(np.linalg.norm(mesh.vertices[:, None] - poses[:, :3, 3], axis=-1), axis=1), :3, 3]
+    assert np.mean(np.sum(mesh.normals * (nearest - mesh.vertices), axis=1) > 0) > 0.9
+
+
+def test_the_page_escapes_names_and_loads_nothing(finished):
+    page = (finished["report"] / "report.html").read_text()
+    assert "&lt;i&gt;000000" in page and "<i>000000" not in page
+    assert 'src="http' not in page and "<script" not in page
+    assert page.count("data:image/") >= 14
+
+
+def test_the_same_input_gives_the_same_mesh(finished, tmp_path):
+    again = run_stage("surface", finished, tmp_path / "again", **SMALL["surface"])
+    assert (again / "surface.ply").read_bytes() == (finished["surface"] / "surface.ply").read_bytes()
+
+
+def test_one_posed_frame_still_gives_a_mesh_and_a_report(finished, tmp_path):
+    trajectory = json.loads((finished["scale"] / "trajectory.json").read_text())
+    for frame in trajectory["frames"][1:]:
+        frame |= {"status": "lost", "reason": "nothing moved", "T_world_camera": None}
+    scale = tmp_path / "scale"
+    shutil.copytree(finished["scale"], scale)
+    write_json(scale / "trajectory.json", trajectory)
+    inputs = finished | {"scale": scale}
+    for name in STAGES:
+        inputs |= {name: run_stage(name, inputs, tmp_path / name, **SMALL[name])}
+        manifest = {"config": {}, "seconds": 1.0, "peak_rss_mb": 1.0, "versions": {}}
+        write_json(inputs[name] / "manifest.json", manifest)
+    assert report_of(inputs)["frames"]["posed"] == 1
+    notes = json.loads((inputs["evaluation"] / "metrics.json").read_text())["notes"]
+    assert any(note.startswith("trajectory: not computable") for note in notes)
+    assert any(note.startswith("surface: not computable") for note in notes)
+
+
+def test_without_any_pose_the_error_says_where_to_look(finished, tmp_path):
+    scale = tmp_path / "scale"
+    scale.mkdir()
+    write_json(scale / "trajectory.json", {"frames": [{"index": 0, "status": "lost", "reason": "dark", "T_world_camera": None}]})
+    write_json(scale / "scale.json", {"unit": "unitless"})
+    with pytest.raises(ReconError, match="no frame has both a pose and a depth map") as raised:
+        run_stage("surface", finished | {"scale": scale}, tmp_path / "out")
+    assert raised.value.exit_code == 1
+
+
+def test_depth_without_a_known_pixel_is_named(finished, tmp_path):
+    scale = tmp_path / "scale"
+    for kind in ("depth", "sigma"):
+        for file in (finished["scale"] / kind).glob("*.tiff"):
+            write_depth(scale / kind / file.name, 0 * read_depth(file))
+    for name in ("trajectory.json", "scale.json"):
+        (scale / name).write_bytes((finished["scale"] / name).read_bytes())
+    with pytest.raises(ReconError, match="known pixel"):
+        run_stage("surface", finished | {"scale": scale}, tmp_path / "out")
+
+
+def test_a_source_without_truth_has_an_empty_list(finished, tmp_path):
+    folder = tmp_path / "images"
+    for frame in open_sequence(SPEC).frames[:3]:
+        write_jpeg(folder / f"{frame.index:03d}.jpg", frame.image())
+    source = tmp_path / "source"
+    source.mkdir()
+    write_json(source / "source.json", {"path": str(folder), "dataset": None, "camera_file": None, "masks_dir": None})
+    out = run_stage("evaluation", finished | {"source": source}, tmp_path / "out")
+    result = json.loads((out / "metrics.json").read_text())
+    assert result["metrics"] == [] and not any(result["gt_used"].values())

@@ -1,0 +1,208 @@
+"""The trajectory and scale stages on tiny artifacts: every frame gets an answer, resumed runs give the same bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from heightfield import CAMERA, render, sideways
+
+from recon.geometry import se3
+from recon.geometry.alignment import umeyama
+from recon.io.atomic import write_json
+from recon.io.cameras import read_camera, write_camera
+from recon.io.depth import read_depth, write_depth
+from recon.io.images import write_jpeg
+from recon.io.masks import write_mask
+from recon.io.trajectory import read_tum
+from recon.types import ReconError
+from stages import scale, trajectory
+
+NUM_FRAMES = 8
+REJECTED, BLANK = 2, 7
+UNIT = 0.4
+"""Predicted depth is in another unit than the wall."""
+
+
+def tilt(shape: tuple[int, int]) -> np.ndarray:
+    """What the predicted depth gets wrong: a factor that changes across the image."""
+    return np.exp(np.broadcast_to(np.linspace(-0.2, 0.2, shape[1]), shape))
+
+
+def write_inputs(root: Path, poses: list[np.ndarray], blank: int | None = BLANK, rejected: int | None = REJECTED) -> dict[str, Path]:
+    frames, gate = [], []
+    for index, pose in enumerate(poses):
+        image, depth = render(pose)
+        if index == blank:
+            image[:] = 90
+        name = f"{index:06d}"
+        write_jpeg(root / "frames" / "images" / f"{name}.jpg", image)
+        write_mask(root / "masks" / "masks" / f"{name}.png", np.ones(depth.shape, bool))
+        small = depth[1::3, 1::3] * UNIT
+        write_depth(root / "depth" / "depth" / f"{name}.tiff", (small * tilt(small.shape)).astype(np.float32))
+        write_depth(root / "depth" / "sigma" / f"{name}.tiff", np.full(small.shape, 0.1, np.float32))
+        frames.append({"index": index, "name": name, "timestamp_s": index / 10, "file": f"images/{name}.jpg", "reason": None})
+        is_rejected = index == rejected
+        gate.append({"index": index, "status": "rejected" if is_rejected else "ok", "reason": "too blurred" if is_rejected else None})
+    write_json(root / "frames" / "frames.json", {"frames": frames})
+    write_json(root / "masks" / "gate.json", {"frames": gate})
+    write_camera(root / "camera" / "camera.json", CAMERA, intrinsics="given")
+    return {name: root / name for name in ("frames", "camera", "masks", "depth")}
+
+
+def run(inputs: dict[str, Path], out: Path, **config) -> dict:
+    out.mkdir(parents=True, exist_ok=True)
+    config = {"max_num_features": 1000, "overlap": 4, "num_threads": 1} | config
+    trajectory.run(inputs, out, trajectory.Config(**config))
+    return json.loads((out / "trajectory.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def poses() -> list[np.ndarray]:
+    return sideways(NUM_FRAMES)
+
+
+@pytest.fixture(scope="module")
+def inputs(poses, tmp_path_factory) -> dict[str, Path]:
+    return write_inputs(tmp_path_factory.mktemp("inputs"), poses)
+
+
+@pytest.fixture(scope="module")
+def hybrid(inputs, tmp_path_factory) -> tuple[Path, dict]:
+    out = tmp_path_factory.mktemp("trajectory")
+    return out, run(inputs, out)
+
+
+@pytest.fixture(scope="module")
+def scaled(inputs, hybrid, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("scale")
+    scale.run(inputs | {"trajectory": hybrid[0]}, out, scale.Config())
+    return out
+
+
+def found_poses(description: dict) -> dict[int, np.ndarray]:
+    return {f["index"]: np.array(f["T_world_camera"]) for f in description["frames"] if f["T_world_camera"] is not None}
+
+
+def check_centres(found: dict[int, np.ndarray], poses: list[np.ndarray], tolerance: float) -> float:
+    """Largest error of camera centres in units of the path; returns the scale to truth."""
+    a, b = (np.array([p[i][:3, 3] for i in sorted(found)]) for p in (found, poses))
+    factor, R, t = umeyama(a, b)
+    error = np.linalg.norm(factor * a @ R.T + t - b, axis=1).max() / np.linalg.norm(np.diff(b, axis=0), axis=1).sum()
+    assert error < tolerance
+    return factor
+
+
+def test_every_frame_has_an_answer(hybrid, poses):
+    out, description = hybrid
+    frames = description["frames"]
+    assert [f["index"] for f in frames] == list(range(NUM_FRAMES))
+    assert (frames[REJECTED]["status"], frames[REJECTED]["reason"]) == ("rejected", "too blurred")
+    assert frames[BLANK]["status"] == "lost" and frames[BLANK]["reason"]
+    posed = [f for f in frames if f["index"] not in (REJECTED, BLANK)]
+    assert all(f["status"] in ("keyframe", "posed") and f["reason"] is None and f["depth_factor"] > 0 for f in posed)
+    check_centres(found_poses(description), poses, 0.01)
+    assert np.allclose(frames[0]["T_world_camera"], np.eye(4), atol=1e-12)
+    assert sorted(p.name for p in out.iterdir()) == ["camera.json", "points.npz", "trajectory.json"]
+
+
+def test_unit_is_the_median_depth_of_the_points(hybrid):
+    out, description = hybrid
+    with np.load(out / "points.npz") as points:
+        medians = []
+        for index, T in found_poses(description).items():
+            seen = points["xyz"][points["obs_point"][points["obs_frame"] == index]]
+            medians.append(np.median(seen @ T[:3, 2] - T[:3, 2] @ T[:3, 3]))
+    assert np.median(medians) == pytest.approx(1.0)
+
+
+def test_resumed_runs_give_the_same_bytes(hybrid, inputs, tmp_path):
+    work = tmp_path / trajectory.WORK
+    work.mkdir()
+    (work / "database.db").write_bytes(b"left by a killed run")
+    run(inputs, tmp_path)
+    for name in ("camera.json", "trajectory.json", "points.npz"):
+        assert (tmp_path / name).read_bytes() == (hybrid[0] / name).read_bytes()
+
+
+def test_alignment_alone_poses_the_recording(inputs, poses, tmp_path):
+    description = run(inputs, tmp_path, method="alignment")
+    found = found_poses(description)
+    assert sorted(found) == [i for i in range(NUM_FRAMES) if i not in (REJECTED, BLANK)]
+    check_centres(found, poses, 0.05)
+    assert description["mapping"]["num_points"] == 0
+    with np.load(tmp_path / "points.npz") as points:
+        assert points["xyz"].shape == (0, 3)
+    out = tmp_path / "scale"
+    scale.run(inputs | {"trajectory": tmp_path}, out, scale.Config())
+    assert np.median(read_depth(out / "depth" / "000000.tiff")) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_camera_that_stands_still_stays_still(tmp_path):
+    inputs = write_inputs(tmp_path, [np.eye(4)] * 4, blank=None, rejected=None)
+    found = found_poses(run(inputs, tmp_path / "out"))
+    assert all(np.allclose(T, np.eye(4), atol=1e-6) for T in found.values()) and len(found) == 4
+
+
+def test_nothing_to_see_still_ends(tmp_path):
+    inputs = write_inputs(tmp_path, [np.eye(4)] * 3, blank=None, rejected=None)
+    for path in inputs["frames"].glob("images/*.jpg"):
+        write_jpeg(path, np.full((180, 240, 3), 90, np.uint8))
+    statuses = [f["status"] for f in run(inputs, tmp_path / "out")["frames"]]
+    assert statuses == ["keyframe", "lost", "lost"]
+
+
+def test_scaled_depth_is_in_the_unit_of_the_trajectory(scaled, hybrid, poses):
+    """The tilt of the predicted depth is gone and its unit is the trajectory's."""
+    factor = check_centres(found_poses(hybrid[1]), poses, 0.01)
+    for index in (0, 4, 6):
+        truth = render(poses[index])[1][1::3, 1::3]
+        depth = read_depth(scaled / "depth" / f"{index:06d}.tiff") * factor
+        assert np.abs(depth / truth - 1).mean() < 0.02
+        sigma = read_depth(scaled / "sigma" / f"{index:06d}.tiff")
+        assert 0 < np.median(sigma) < 0.1
+
+
+def test_scale_files_agree(scaled, hybrid):
+    description = json.loads((scaled / "scale.json").read_text())
+    assert (description["source"], description["value"], description["sigma"], description["unit"]) == ("none", 1.0, None, "unitless")
+    assert [f["index"] for f in description["frames"]] == sorted(found_poses(hybrid[1]))
+    assert all(f["num_points"] > 20 and f["residual"] < 0.05 for f in description["frames"])
+    track = read_tum(scaled / "trajectory.txt")
+    found = found_poses(json.loads((scaled / "trajectory.json").read_text()))
+    assert np.allclose(track.timestamps_s, [i / 10 for i in sorted(found)])
+    assert np.allclose(track.T_world_camera, [found[i] for i in sorted(found)], atol=1e-6)
+
+
+def test_given_scale_makes_millimetres(inputs, hybrid, scaled, tmp_path):
+    scale.run(inputs | {"trajectory": hybrid[0]}, tmp_path, scale.Config(factor_mm=50.0, factor_sigma_mm=2.0))
+    description = json.loads((tmp_path / "scale.json").read_text())
+    assert (description["source"], description["value"], description["sigma"], description["unit"]) == ("given", 50.0, 2.0, "mm")
+    plain, given = (read_depth(folder / "depth" / "000003.tiff") for folder in (scaled, tmp_path))
+    assert np.allclose(given, 50.0 * plain, rtol=1e-5)
+    ours, theirs = (found_poses(json.loads((folder / "trajectory.json").read_text()))[6] for folder in (scaled, tmp_path))
+    assert np.allclose(theirs[:3, 3], 50.0 * ours[:3, 3]) and np.allclose(theirs[:3, :3], ours[:3, :3])
+
+
+def test_bad_settings_are_refused(inputs, tmp_path):
+    with pytest.raises(ReconError, match="hybrid, sfm, alignment"):
+        run(inputs, tmp_path, method="orb")
+    with pytest.raises(ReconError, match="factor_mm"):
+        scale.run(inputs | {"trajectory": tmp_path}, tmp_path, scale.Config(factor_mm=-1.0))
+
+
+def test_camera_passes_through(hybrid):
+    assert read_camera(hybrid[0] / "camera.json") == CAMERA
+    assert json.loads((hybrid[0] / "camera.json").read_text())["intrinsics"] == "given"
+
+
+def test_no_usable_frame_is_said(tmp_path):
+    inputs = write_inputs(tmp_path, [np.eye(4)], blank=None, rejected=0)
+    with pytest.raises(ReconError, match="every frame was rejected"):
+        run(inputs, tmp_path / "out")
+
+
+def test_poses_are_rigid(hybrid):
+    assert all(np.allclose(se3.inverse(T) @ T, np.eye(4), atol=1e-9) for T in found_poses(hybrid[1]).values())
