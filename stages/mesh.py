@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from recon.io.atomic import write_json
+from recon.io.atomic import read_json, write_json
 from recon.io.meshes import read_mesh, write_glb, write_ply
 from recon.mesh.clean import CleanSettings, clean
 from recon.pipeline import Stage
+
+FRAMES_FOR_FULL_SUPPORT = 10
+"""Fewer frames cannot support a surface as well, and what they saw is still worth showing."""
 
 
 @dataclass(frozen=True)
 class Config:
     """What of the surface is kept."""
 
-    min_confidence: float = 0.15
-    """Surface of lower confidence (0 to 1) is cut away."""
+    min_confidence: float = 0.2
+    """Surface of lower confidence (0 to 1) is cut away; in proportion less where fewer than 10 frames were fused."""
     max_removed_share: float = 0.4
-    """But never more than this share of the faces: a short recording is uncertain everywhere."""
+    """But never more than this share of the faces."""
     min_component_share: float = 0.005
     """Pieces with fewer faces than this share of the largest one are dropped."""
     smoothing_steps: int = 3
@@ -28,7 +31,9 @@ class Config:
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write `mesh.ply`, `mesh.glb` and `mesh.json`. Raises ReconError (exit code 1) when no surface is left."""
     surface = read_mesh(inputs["surface"] / "surface.ply")
-    settings = CleanSettings(config.min_confidence, config.max_removed_share, config.min_component_share, config.smoothing_steps)
+    num_frames = read_json(inputs["surface"] / "surface.json")["num_frames"]
+    min_confidence = config.min_confidence * min(1.0, num_frames / FRAMES_FOR_FULL_SUPPORT)
+    settings = CleanSettings(min_confidence, config.max_removed_share, config.min_component_share, config.smoothing_steps)
     mesh = clean(surface, settings)
     write_ply(out / "mesh.ply", mesh)
     write_glb(out / "mesh.glb", mesh)

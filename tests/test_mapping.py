@@ -153,8 +153,10 @@ def test_similarity_keeps_axes_of_unit_length(sparse):
 
 
 def test_stillness_tells_a_moving_camera_from_breathing_tissue(sparse):
-    breathing = np.random.default_rng(0).normal(0, 0.5, (NUM_FRAMES, 2))
     mean = np.stack([np.bincount(sparse.obs_point, x) / np.bincount(sparse.obs_point) for x in sparse.obs_px.T], axis=-1)
-    still = replace(sparse, obs_px=mean[sparse.obs_point] + breathing[sparse.obs_frame])
-    assert is_still(still, NUM_FRAMES)
-    assert not is_still(sparse, NUM_FRAMES)
+    breathing = 2.0 * np.sin(np.array([[1.9], [1.3]]) * sparse.obs_frame).T
+    assert is_still(replace(sparse, obs_px=mean[sparse.obs_point]))
+    assert is_still(replace(sparse, obs_px=mean[sparse.obs_point] + breathing))
+    assert not is_still(sparse)
+    slow = replace(sparse, obs_px=mean[sparse.obs_point] + 0.05 * (sparse.obs_px - mean[sparse.obs_point]))
+    assert not is_still(slow)

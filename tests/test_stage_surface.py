@@ -40,7 +40,8 @@ def earlier_stages(run: Path, unit: str) -> dict[str, Path]:
         name = f"{frame.index:06d}"
         truth = sequence.depth_gt(frame.index)
         write_jpeg(run / f"frames/images/{name}.jpg", frame.image())
-        write_mask(run / f"masks/masks/{name}.png", truth.valid)
+        for folder in ("masks", "tissue"):
+            write_mask(run / f"masks/{folder}/{name}.png", truth.valid)
         write_depth(run / f"scale/depth/{name}.tiff", truth.depth * np.float32(scale))
         write_depth(run / f"scale/sigma/{name}.tiff", np.where(truth.valid, np.float32(0.05), np.float32(0)))
         T = first @ sequence.trajectory_gt.T_world_camera[frame.index]

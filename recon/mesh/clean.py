@@ -20,9 +20,9 @@ from recon.types import Mesh, ReconError
 class CleanSettings:
     """What is thrown away."""
 
-    min_confidence: float = 0.15
+    min_confidence: float = 0.2
     max_removed_share: float = 0.4
-    """Confidence is lowered until no more than this share of the faces goes: a short recording is uncertain everywhere."""
+    """The limit on confidence is lowered until no more than this share of the faces goes."""
     min_component_share: float = 0.005
     """Of the largest component's faces; smaller pieces float."""
     smoothing_steps: int = 3

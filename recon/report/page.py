@@ -150,5 +150,5 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
     ):
         found = next((m for m in report["metrics"] if (m["name"], m["alignment"]) == (name, alignment)), None)
         if found:
-            cards.append((f"{number(found['value'])} {'' if found['unit'] == '1' else found['unit']}".strip(), label))
+            cards.append((f"{number(found['value'])} {'' if found['unit'] in ('1', 'unitless') else found['unit']}".strip(), label))
     return [*cards, (f"{sum(report['seconds'].values()):.0f} s", "computing time")]

@@ -6,6 +6,7 @@ and sees few corners.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ def map_frames(
     lens = colmap_lens(camera)
     database = matched_database(images, masks, names, lens, work, options)
     models = work / "models"
-    models.mkdir(exist_ok=True)
+    shutil.rmtree(models, ignore_errors=True)
+    models.mkdir()
     reconstructions = pycolmap.incremental_mapping(
         database_path=database, image_path=images, output_path=models, options=mapper_options(len(names), refine_camera, options)
     )

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-CELLS_ACROSS = 24
+CELLS_ACROSS = 20
 """Ratios are summarised by their medians in square cells, this many across the image."""
-LENGTH_SCALES: tuple[tuple[float, ...], ...] = ((), (0.5,), (0.5, 0.15))
+LENGTH_SCALES: tuple[tuple[float, ...], ...] = ((), (0.5,), (0.5, 0.15), (0.5, 0.08))
 """Candidate fields, from none to rough: length scales of the summed kernels, in image widths."""
 MIN_GAIN = 0.05
 """Share by which a rougher field must lower the leave-one-out error to be preferred."""

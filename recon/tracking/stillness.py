@@ -1,7 +1,7 @@
 """Whether the camera moved at all: a fixed scope over breathing tissue must not become a moving scope over stiff tissue.
 
-Both look alike to structure from motion when the motion is small. A moving camera sweeps its features over a good part of
-the image and loses many of them; over a still one they last and stay where they are, give or take the tissue's motion.
+Both look alike to structure from motion when the motion is small. But breathing comes back: over a still camera, features
+are no further from their place after half the recording than after an eighth, while a moving camera carries them on.
 """
 
 from __future__ import annotations
@@ -10,23 +10,30 @@ import numpy as np
 
 from recon.tracking.mapping import SparseMap
 
-MAX_SPREAD = 0.01
-"""Of the image width: root mean square motion of a feature around its mean that tissue alone may explain."""
-MIN_SPAN = 0.5
-"""Share of the recording over which a feature must be followed to count."""
+MAX_SHIFT = 0.025
+"""Of the image width: median shift of a feature over half the recording that tissue alone may explain."""
+MAX_GROWTH = 1.8
+"""Shift over half the recording relative to that over an eighth: 4 at constant speed, 2 for a random walk, 1 at rest."""
+MIN_SHIFT = 0.002
+"""Of the image width: shifts below this are noise whatever their growth."""
 MIN_TRACKS = 20
 
 
-def is_still(sparse: SparseMap, num_frames: int) -> bool:
-    """Whether the features that last through the recording stay in their place (median over features)."""
-    spreads = track_spreads(sparse, round(MIN_SPAN * num_frames))
-    return len(spreads) >= MIN_TRACKS and float(np.median(spreads)) < MAX_SPREAD * sparse.camera.width_px
+def is_still(sparse: SparseMap) -> bool:
+    """Whether features that last for half the recording stay around their place."""
+    num = len(sparse.poses)
+    if num < 4:
+        return False
+    early, late = feature_shifts(sparse, max(1, num // 8)), feature_shifts(sparse, num // 2)
+    if len(late) < MIN_TRACKS:
+        return False
+    early_px, late_px, width_px = float(np.median(early)), float(np.median(late)), sparse.camera.width_px
+    return late_px < MAX_SHIFT * width_px and late_px < max(MAX_GROWTH * early_px, MIN_SHIFT * width_px)
 
 
-def track_spreads(sparse: SparseMap, min_observations: int) -> np.ndarray:
-    """Root mean square distance (px) of each point's observations from their mean, for points seen often enough."""
-    num = np.bincount(sparse.obs_point, minlength=len(sparse.xyz))
-    mean = np.stack([np.bincount(sparse.obs_point, x, len(sparse.xyz)) for x in sparse.obs_px.T], axis=-1) / np.maximum(num, 1)[:, None]
-    squared = ((sparse.obs_px - mean[sparse.obs_point]) ** 2).sum(axis=1)
-    spread = np.sqrt(np.bincount(sparse.obs_point, squared, len(sparse.xyz)) / np.maximum(num, 1))
-    return spread[num >= max(2, min_observations)]
+def feature_shifts(sparse: SparseMap, gap: int) -> np.ndarray:
+    """How far (px) features move in the image over `gap` mapped frames, one value per pair of observations of a point."""
+    frames, position = np.unique(sparse.obs_frame, return_inverse=True)
+    key = sparse.obs_point * (len(frames) + gap) + position
+    _, first, second = np.intersect1d(key + gap, key, return_indices=True)
+    return np.linalg.norm(sparse.obs_px[second] - sparse.obs_px[first], axis=1)

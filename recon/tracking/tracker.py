@@ -99,7 +99,7 @@ class Tracker:
     def run(self) -> Track:
         """Maps, their joining, then alignment of what is left."""
         maps = self._maps()
-        still = bool(maps) and is_still(maps[0], len(self.recording.order))
+        still = bool(maps) and is_still(maps[0])
         maps = [] if still else maps
         self.camera = maps[0].camera if maps else self.recording.camera
         chain = Chain(self.recording.order, lru_cache(CACHED_FRAMES)(self._dense_frame), self.chain_options)
