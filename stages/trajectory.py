@@ -60,6 +60,8 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     )
     features = FeatureOptions(config.max_num_features, overlap=config.overlap, seed=config.seed, num_threads=config.num_threads)
     result = Tracker(recording, config.method, features, out / WORK, config.max_mapped_frames, progress=track).run()
+    if not result.poses:
+        raise ReconError('structure from motion registered no frame; trajectory.method = "hybrid" also aligns on predicted depth', 1)
     write_camera(out / "camera.json", result.camera, intrinsics=camera_file["intrinsics"])
     write_points(out / "points.npz", result.sparse)
     write_json(out / "trajectory.json", description(gate, result, config.method))

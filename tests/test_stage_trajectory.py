@@ -140,6 +140,14 @@ def test_alignment_alone_poses_the_recording(inputs, poses, tmp_path):
     assert np.median(read_depth(out / "depth" / "000000.tiff")) == pytest.approx(1.0, abs=0.05)
 
 
+def test_a_long_recording_is_mapped_in_part_and_aligned_in_between(inputs, poses, tmp_path):
+    description = run(inputs, tmp_path, max_mapped_frames=4)
+    methods = [f["method"] for f in description["frames"] if f["T_world_camera"] is not None]
+    assert methods.count("sfm") in (3, 4) and methods.count("alignment") >= 2
+    # Alignment takes the tilt of the predicted depth for truth, hence the tolerance.
+    check_centres(found_poses(description), poses, 0.05)
+
+
 def test_a_camera_that_stands_still_stays_still(tmp_path):
     inputs = write_inputs(tmp_path, [np.eye(4)] * 4, blank=None, rejected=None)
     found = found_poses(run(inputs, tmp_path / "out"))
@@ -150,6 +158,8 @@ def test_nothing_to_see_still_ends(tmp_path):
     inputs = write_inputs(tmp_path, [np.eye(4)] * 3, blank=None, rejected=None)
     for path in inputs["frames"].glob("images/*.jpg"):
         write_jpeg(path, np.full((180, 240, 3), 90, np.uint8))
+    with pytest.raises(ReconError, match="registered no frame"):
+        run(inputs, tmp_path / "sfm", method="sfm")
     statuses = [f["status"] for f in run(inputs, tmp_path / "out")["frames"]]
     assert statuses == ["keyframe", "lost", "lost"]
 

@@ -91,7 +91,9 @@ def viewpoints(mesh: Mesh, T_world_camera: Float[np.ndarray, "n 4 4"]) -> list[V
     _, _, axes = np.linalg.svd((mesh.vertices - middle)[:: max(1, len(mesh.vertices) // 5000)], full_matrices=False)
     along = (mesh.vertices - middle) @ axes.T
     center = middle + (0.5 * (along.min(axis=0) + along.max(axis=0))) @ axes
-    distance = 1.25 * float(np.ptp(along, axis=0)[0])
+    length, width, thickness = np.ptp(along, axis=0)
+    # Far enough for the nearest part to fill the picture, which is wider than high.
+    distance = 1.25 * float(max(length, 1.4 * width)) + 0.5 * float(thickness)
     towards_camera = T_world_camera[:, :3, 3].mean(axis=0) - center
     across, side = (axis if towards_camera @ axis >= 0 else -axis for axis in (axes[2], axes[1]))
     return [

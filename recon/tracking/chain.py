@@ -33,6 +33,9 @@ class ChainOptions:
     """Share of its keyframe that a frame must see to stay with it."""
     keyframe_correlation: float = 0.75
     """Agreement with its keyframe that lets a frame stay with it."""
+    level_pull: float = 0.3
+    """How far a factor is drawn back to the level of the frames the chain started from, as a share of its log: small errors of
+    each alignment add up along a chain, while the network's own scale hardly wanders."""
     alignment: AlignmentOptions = field(default_factory=AlignmentOptions)
 
 
@@ -55,9 +58,12 @@ class Chain:
 
     def __post_init__(self) -> None:
         self._position = {index: position for position, index in enumerate(self.order)}
+        self._start_factors: list[float] = []
 
     def add(self, index: int, T_world_camera: Float[np.ndarray, "4 4"], factor: float, keyframe: int | None = None) -> None:
-        """A posed frame; one without a keyframe is its own."""
+        """A posed frame; one without a keyframe is its own, and its factor is one to hold on to."""
+        if keyframe is None:
+            self._start_factors.append(factor)
         self.poses[index], self.factors[index] = T_world_camera, factor
         self.keyframe_of[index] = index if keyframe is None else keyframe
         self.reasons.pop(index, None)
@@ -126,7 +132,10 @@ class Chain:
 
     def _accept(self, index: int, key: int, verdict: Verdict) -> None:
         pose = self.poses[key] @ se3.inverse(verdict.state.T_frame_key)
-        self.add(index, pose, self.factors[key] * float(np.exp(verdict.state.log_scale)), key)
+        log_factor = np.log(self.factors[key]) + verdict.state.log_scale
+        pull = self.options.level_pull
+        level = float(np.log(np.median(self._start_factors)))
+        self.add(index, pose, float(np.exp((1.0 - pull) * log_factor + pull * level)), key)
 
     def _guesses(self, index: int, neighbour: int) -> list[np.ndarray]:
         """Where the frame may be: at its neighbour, where constant velocity takes it, or between two posed frames."""
