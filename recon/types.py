@@ -9,9 +9,10 @@ Units are millimetres, seconds, radians and pixels; lengths of unknown scale are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -40,6 +41,15 @@ Alignment = Literal[
     "scale_frame",
     "scale_shift",
 ]
+
+MAX_SEED = 2**31 - 1
+"""The largest that every random generator in use takes."""
+MAX_THREADS = 1024
+
+
+def bounded(default: Any, low: int | float, high: int | float = math.inf, **metadata: Any) -> Any:
+    """Declare a config field whose value from a file or the command line must lie between `low` and `high`, both allowed."""
+    return field(default=default, metadata={"bounds": (low, high), **metadata})
 
 
 class ReconError(Exception):

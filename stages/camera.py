@@ -14,7 +14,7 @@ from recon.geometry.fit import default_camera
 from recon.io.atomic import read_json
 from recon.io.cameras import check_camera_size, write_camera
 from recon.pipeline import Stage
-from recon.types import Camera, ReconError
+from recon.types import Camera, bounded
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +23,13 @@ log = logging.getLogger(__name__)
 class Config:
     """What is assumed of a lens that nobody calibrated."""
 
-    default_fov_deg: float = 75.0
+    default_fov_deg: float = bounded(75.0, 1.0, 179.0)
     """Horizontal field of view when neither a camera file nor the data set gives a lens. Laparoscopes and rhinoscopes show
     60 to 90 degrees across the image; flexible scopes show 120 to 170 and need a camera file for a true shape."""
 
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write `camera.json`. Raises ReconError (exit code 2) when a given lens is for images of another size."""
-    if not 0.0 < config.default_fov_deg < 180.0:
-        raise ReconError(f"[camera] default_fov_deg must be between 0 and 180, found {config.default_fov_deg:g}")
     frames = read_json(inputs["frames"] / "frames.json")
     source = read_json(inputs["source"] / "source.json")
     given_camera = open_source(inputs["source"]).camera

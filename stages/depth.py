@@ -12,6 +12,7 @@ from recon.io.images import read_image
 from recon.io.masks import read_mask
 from recon.models import load_depth_model, model_info
 from recon.pipeline import Stage, track, unkeyed
+from recon.types import ReconError
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Config:
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write `depth/NNNNNN.tiff` and `sigma/NNNNNN.tiff` for every frame that the gate let through."""
     usable = [f["index"] for f in read_json(inputs["masks"] / "gate.json")["frames"] if f["status"] == "ok"]
+    if not usable:
+        raise ReconError("no frame is usable: the gate rejected every one; gate.json of the masks stage has the reasons", exit_code=1)
     camera = read_camera(inputs["camera"] / "camera.json")
     model = load_depth_model(config.model, torch_device(config.device))
     for index in track(usable, len(usable), "estimating depth"):
@@ -54,7 +57,6 @@ STAGE = Stage(
     run=run,
     reads=("frames", "camera", "masks"),
     writes=("depth.json", "depth/*.tiff", "sigma/*.tiff"),
-    version=2,
     checksums=lambda config: {"weights": model_info(config.model).checksum()},
     seconds_per_frame=0.06,
     bytes_per_frame=250_000,

@@ -21,8 +21,9 @@ from recon.io.images import read_image
 from recon.io.meshes import read_mesh, vertex_normals
 from recon.pipeline import Stage, track
 from recon.report.figures import ERROR_COLORS, colorize, panels_figure, trajectory_figure
+from recon.report.pictures import spread
 from recon.report.preview import MeshRenderer, viewpoints
-from recon.types import Alignment, FrameSequence, Mesh, Metric, ReconError, Trajectory, Unit
+from recon.types import MAX_SEED, Alignment, FrameSequence, Mesh, Metric, ReconError, Trajectory, Unit, bounded
 
 MAX_RELATIVE_ERROR = 0.3
 """At the bright end of the depth error maps."""
@@ -32,13 +33,13 @@ MAX_RELATIVE_ERROR = 0.3
 class Config:
     """How much is compared and drawn."""
 
-    num_error_maps: int = 3
+    num_error_maps: int = bounded(3, 0)
     """Frames whose depth error is drawn."""
-    max_depth_frames: int = 400
+    max_depth_frames: int = bounded(400, 1)
     """Depth is compared on at most this many frames, spread over the recording."""
-    num_samples: int = 100_000
+    num_samples: int = bounded(100_000, 100)
     """Points on each surface."""
-    seed: int = 0
+    seed: int = bounded(0, 0, MAX_SEED)
     """Of the points sampled on the surfaces."""
 
 
@@ -79,7 +80,7 @@ def _predicted_trajectory(scale: Path) -> Trajectory:
 def _evaluate_depth(sequence: FrameSequence, inputs: dict[str, Path], out: Path, config: Config, result: _Result) -> float | None:
     """Add depth metrics and error maps; return the median true depth."""
     files = {int(file.stem): file for file in sorted((inputs["scale"] / "depth").glob("*.tiff"))}
-    chosen = _spread(sorted(files), config.max_depth_frames)
+    chosen = spread(sorted(files), config.max_depth_frames)
     maps = ((index, _depth_maps(sequence, index, files[index])) for index in track(chosen, len(chosen), "comparing depth"))
     pairs = [found for index, both in maps if both is not None and (found := pair(index, *both)) is not None]
     metrics, notes = depth_metrics(pairs, sequence.unit, _is_metric(inputs["scale"], sequence.unit))
@@ -88,7 +89,7 @@ def _evaluate_depth(sequence: FrameSequence, inputs: dict[str, Path], out: Path,
     if not pairs:
         return None
     result.gt_used["depth"] = True
-    for index in _spread([found.index for found in pairs], config.num_error_maps):
+    for index in spread([found.index for found in pairs], config.num_error_maps):
         picture = read_image(inputs["frames"] / "images" / f"{index:06d}.jpg")
         write_bytes(out / "figures" / f"depth_error_{index:06d}.png", _depth_error_map(sequence, index, files[index], picture))
     return float(np.median([np.median(found.gt) for found in pairs]))
@@ -166,12 +167,6 @@ def _surface_error_map(mesh: Mesh, gt: Mesh, T_world_camera: np.ndarray) -> byte
     colors = colorize(error, 0.0, high, ERROR_COLORS)
     panels = [(view.name, renderer.render(colors, view, 420, 360)) for view in viewpoints(mesh, T_world_camera)[:3]]
     return panels_figure(panels, ERROR_COLORS, 0.0, high, f"distance to the true surface ({gt.unit})")
-
-
-def _spread(items: list[int], num: int) -> list[int]:
-    if len(items) <= num:
-        return items
-    return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, num + 2)[1:-1].round().astype(int))]
 
 
 def _is_metric(scale: Path, truth_unit: Unit) -> bool:

@@ -16,7 +16,7 @@ from recon.data.folder import DEFAULT_FRAME_RATE_HZ
 from recon.io.atomic import write_json
 from recon.io.images import write_jpeg
 from recon.pipeline import Stage, track
-from recon.types import Frame, FrameError, FrameSequence, ReconError
+from recon.types import Frame, FrameError, FrameSequence, ReconError, bounded
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +25,24 @@ log = logging.getLogger(__name__)
 class Config:
     """Which frames are used, and how large."""
 
-    max_side_px: int = 960
+    max_side_px: int = bounded(960, 32)
     """Images are scaled down, never up, until their longer side has this many pixels."""
-    stride: int = 1
+    stride: int = bounded(1, 1)
     """Use every n-th frame."""
-    start_s: float = 0.0
+    start_s: float = bounded(0.0, 0.0)
     """Leave out frames before this time."""
-    end_s: float = 0.0
+    end_s: float = bounded(0.0, 0.0)
     """Leave out frames after this time; 0 means to the end."""
-    frame_rate_hz: float = DEFAULT_FRAME_RATE_HZ
+    frame_rate_hz: float = bounded(DEFAULT_FRAME_RATE_HZ, 0.001, 1e6)
     """Frame rate of sources that carry no times (all but videos and phantoms)."""
+
+    def __post_init__(self) -> None:
+        if self.end_s and self.end_s <= self.start_s:
+            raise ValueError(f"end_s must be 0 or after start_s, found {self.end_s:g} and {self.start_s:g}")
 
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write `images/NNNNNN.jpg` and `frames.json`. Raises ReconError (exit code 2) when fewer than 2 frames decode."""
-    _check(config)
     sequence = open_source(inputs["source"])
     for note in (*sequence.notes, *([f"the source is incomplete: {sequence.incomplete}"] if sequence.incomplete else [])):
         log.warning("%s: %s", sequence.name, note)
@@ -125,16 +128,6 @@ def _shape(frame: Frame) -> tuple[tuple[int, ...] | None, str]:
         return frame.image().shape, ""
     except FrameError as error:
         return None, str(error)
-
-
-def _check(config: Config) -> None:
-    for name, least in (("max_side_px", 32), ("stride", 1)):
-        if getattr(config, name) < least:
-            raise ReconError(f"frames.{name} should be at least {least}, found {getattr(config, name)}")
-    if config.frame_rate_hz <= 0:
-        raise ReconError(f"frames.frame_rate_hz should be positive, found {config.frame_rate_hz}")
-    if config.start_s < 0 or (config.end_s and config.end_s <= config.start_s):
-        raise ReconError(f"frames.end_s should be 0 or after frames.start_s, found {config.end_s} and {config.start_s}")
 
 
 STAGE = Stage(

@@ -26,7 +26,7 @@ from recon.io.cameras import read_camera
 from recon.io.images import read_image
 from recon.io.masks import read_mask, write_mask
 from recon.pipeline import Stage, track
-from recon.types import FrameSequence, ReconError
+from recon.types import FrameSequence, ReconError, bounded
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Config(GateLimits):
     """Mask specular highlights."""
     polarity: Literal["auto", "instrument", "tissue"] = "auto"
     """What white means in masks given with --masks; "auto" lets the images decide. A data set's own masks are known."""
-    instrument_margin_share: float = 0.008
+    instrument_margin_share: float = bounded(0.008, 0.0, 0.5)
     """Of the shorter side, added around instruments for their shadow and motion blur."""
 
 
@@ -61,6 +61,8 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     white_of = _white_of(sequence, frames)
     polarity = _polarity(white_of, spread, inputs["frames"], scope, config) if is_users else None
     instruments = _instruments_of(white_of, polarity, config)
+    if is_users and not any(_covers_something(instruments(entry["index"])) for entry in decoded):
+        log.warning("masks: those given with --masks cover 0% of every frame; are they the right files, and is their white above 0?")
     qualities = [
         _mask_frame(inputs["frames"] / entry["file"], out, entry["index"], scope, instruments(entry["index"]), config)
         for entry in track(decoded, len(decoded), "masking frames")
@@ -121,6 +123,10 @@ def _instruments_of(white_of: MaskOf, polarity: Polarity | None, config: Config)
     return load
 
 
+def _covers_something(mask: np.ndarray | None) -> bool:
+    return mask is not None and bool(mask.any())
+
+
 def _polarity(white_of: MaskOf, entries: list[dict[str, Any]], folder: Path, scope: np.ndarray, config: Config) -> Polarity:
     if config.polarity != "auto":
         return Polarity(config.polarity, True, "as configured")
@@ -163,7 +169,6 @@ STAGE = Stage(
     run=run,
     reads=("source", "frames", "camera"),
     writes=("scope.png", "tissue/*.png", "masks/*.png", "gate.json"),
-    version=2,
     seconds_per_frame=0.12,
     bytes_per_frame=25_000,
 )

@@ -9,6 +9,7 @@ from recon.io.atomic import read_json, write_json
 from recon.io.meshes import read_mesh, write_glb, write_ply
 from recon.mesh.clean import CleanSettings, clean
 from recon.pipeline import Stage
+from recon.types import bounded
 
 FRAMES_FOR_FULL_SUPPORT = 10
 """Fewer frames cannot support a surface as well, and what they saw is still worth showing."""
@@ -18,13 +19,13 @@ FRAMES_FOR_FULL_SUPPORT = 10
 class Config:
     """What of the surface is kept."""
 
-    min_confidence: float = 0.2
+    min_confidence: float = bounded(0.2, 0.0, 1.0)
     """Surface of lower confidence (0 to 1) is cut away; in proportion less where fewer than 10 frames were fused."""
-    max_removed_share: float = 0.4
+    max_removed_share: float = bounded(0.4, 0.0, 1.0)
     """But never more than this share of the faces."""
-    min_component_share: float = 0.005
+    min_component_share: float = bounded(0.005, 0.0, 1.0)
     """Pieces with fewer faces than this share of the largest one are dropped."""
-    smoothing_steps: int = 3
+    smoothing_steps: int = bounded(3, 0, 1000)
     """Pairs of Taubin smoothing steps."""
 
 

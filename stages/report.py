@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -14,24 +13,34 @@ import numpy as np
 from recon.io.atomic import atomic_path, read_json, write_json, write_text
 from recon.io.meshes import read_mesh
 from recon.io.trajectory import write_tum
-from recon.pipeline import Stage, read_manifest
+from recon.pipeline import Stage, read_manifest, unkeyed
 from recon.report.page import render_page
 from recon.report.pictures import PictureSources, page_pictures
 from recon.report.summary import frame_list, frame_numbers, partial_reasons
-from recon.types import Metric, Trajectory
+from recon.types import Metric, Trajectory, bounded
 
 READS = ("frames", "camera", "masks", "depth", "trajectory", "scale", "surface", "mesh", "evaluation")
 SCHEMA = 1
+SETTINGS = ("seed", "num_threads", "device", "fuse")
+"""Of the whole run."""
 
 
 @dataclass(frozen=True)
 class Config:
     """How much the page shows."""
 
-    num_frames_shown: int = 8
+    num_frames_shown: int = bounded(8, 1)
     """Frames in the contact sheet and beside their depth."""
-    preview_width_px: int = 660
+    preview_width_px: int = bounded(660, 32, 4096)
     """Width of the pictures of the mesh."""
+    seed: int = unkeyed(0)
+    """Told in report.json, as are the next three."""
+    num_threads: int = unkeyed(0)
+    """As given for the run."""
+    device: str = unkeyed("auto")
+    """As given for the run."""
+    fuse: str = unkeyed("tsdf")
+    """As given for the run."""
 
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
@@ -46,7 +55,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     write_json(out / "frames.json", frames)
     write_tum(out / "trajectory.txt", trajectory)
     for name in ("mesh.ply", "mesh.glb"):
-        _link_or_copy(inputs["mesh"] / name, out / name)
+        _copy(inputs["mesh"] / name, out / name)
     sources = PictureSources(inputs, frames, trajectory, read_mesh(inputs["mesh"] / "mesh.ply"))
     report = _report(inputs, source, frames, evaluation, config)
     report["seconds"]["report"] = round(time.perf_counter() - start, 3)
@@ -65,6 +74,7 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
     speed = Metric("speed", "seconds_per_frame", sum(seconds.values()) / len(frames), "s")
     return {
         "schema": SCHEMA,
+        "source": {name: source[name] for name in ("name", "dataset")},
         "unit": scale["unit"],
         "scale": {name: scale[name] for name in ("source", "value", "sigma")},
         "frames": frame_numbers(frames),
@@ -78,8 +88,10 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
         "evaluation_gt": evaluation["gt_used"],
         "partial": partial_reasons(source, frames),
         "seconds": seconds,
+        "resumed": [name for name, manifest in manifests.items() if manifest.get("resumed")],
         "peak_rss_mb": max(manifest["peak_rss_mb"] for manifest in manifests.values()),
         "versions": manifests["mesh"]["versions"],
+        "settings": {name: getattr(config, name) for name in SETTINGS},
         "config": {name: manifest["config"] for name, manifest in manifests.items()} | {"report": asdict(config)},
     }
 
@@ -99,14 +111,10 @@ def _notes(source: dict, evaluation: dict) -> list[str]:
     return [*source["notes"], *evaluation["notes"]]
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Meshes are large: share the file where the disk can, copy it where not."""
+def _copy(source: Path, target: Path) -> None:
+    """A copy, not a link: who edits a result in place must not change what later runs reuse."""
     with atomic_path(target) as part:
-        part.unlink(missing_ok=True)
-        try:
-            os.link(source, part)
-        except OSError:
-            shutil.copyfile(source, part)
+        shutil.copyfile(source, part)
 
 
 STAGE = Stage(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from recon.geometry import se3
+from recon.geometry.surface import with_lens
 from recon.io.atomic import read_json, write_json
 from recon.io.cameras import read_camera
 from recon.io.depth import read_depth, write_depth
 from recon.io.trajectory import write_tum
 from recon.pipeline import Stage, track
 from recon.tracking.scale_field import FrameRatios, ScaleModel, fit_scale_model, sample_nearest, sample_ratios
-from recon.types import Camera, ReconError, Scale, Trajectory
+from recon.types import Camera, Scale, Trajectory, bounded
 
 MAX_POINT_ERROR_PX = 2.0
 """Sparse points that reproject worse than this give no ratio."""
@@ -28,11 +30,11 @@ MAX_LOG_FIELD = 1.5
 class Config:
     """Where the unit comes from."""
 
-    factor_mm: float = 0.0
+    factor_mm: float = bounded(0.0, 0.0)
     """Millimetres per world unit of the trajectory, where known; 0 leaves the result without a unit."""
-    factor_sigma_mm: float = 0.0
+    factor_sigma_mm: float = bounded(0.0, 0.0)
     """One standard deviation of `factor_mm`; 0 where unknown."""
-    window_frames: float = 5.0
+    window_frames: float = bounded(5.0, 0.1)
     """Standard deviation of the smoothing of factors over time."""
     field: bool = True
     """Allow the factor to vary smoothly over the image."""
@@ -44,15 +46,22 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     trajectory = read_json(inputs["trajectory"] / "trajectory.json")
     camera = read_camera(inputs["trajectory"] / "camera.json")
     posed = {f["index"]: f for f in trajectory["frames"] if f["T_world_camera"] is not None}
-    ratios, sigmas = _measure(inputs, posed, camera)
+    lenses = read_camera(inputs["camera"] / "camera.json"), camera
+
+    def predicted_depth(index: int) -> np.ndarray:
+        return with_lens(read_depth(inputs["depth"] / "depth" / f"{index:06d}.tiff"), *lenses)
+
+    def predicted_sigma(index: int) -> np.ndarray:
+        return read_depth(inputs["depth"] / "sigma" / f"{index:06d}.tiff")
+
+    ratios, sigmas = _measure(inputs["trajectory"] / "points.npz", posed, camera, predicted_depth, predicted_sigma)
     guesses = {index: float(np.log(frame["depth_factor"])) for index, frame in posed.items()}
     model = fit_scale_model(list(posed), ratios, guesses, config.window_frames, use_fields=config.field)
     calibration = sigma_calibration(model, ratios, sigmas)
     for index in track(posed, len(posed), "scaling depth"):
         name = f"{index:06d}.tiff"
         if not (out / "sigma" / name).exists():
-            predicted, sigma = (read_depth(inputs["depth"] / kind / name) for kind in ("depth", "sigma"))
-            depth, sigma = scaled(model, index, predicted, sigma, calibration)
+            depth, sigma = scaled(model, index, predicted_depth(index), predicted_sigma(index), calibration)
             write_depth(out / "depth" / name, depth * scale.value)
             write_depth(out / "sigma" / name, sigma)
     _write_trajectory(inputs, out, trajectory, scale)
@@ -61,9 +70,6 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
 
 def given_scale(config: Config) -> Scale:
     """The scale that the config gives, else none."""
-    if config.factor_mm < 0 or config.factor_sigma_mm < 0 or not np.isfinite([config.factor_mm, config.factor_sigma_mm]).all():
-        found = f"{config.factor_mm}, {config.factor_sigma_mm}"
-        raise ReconError(f"scale.factor_mm and scale.factor_sigma_mm must be positive millimetres per world unit, found {found}")
     if config.factor_mm == 0:
         return Scale("none", 1.0, None)
     return Scale("given", config.factor_mm, config.factor_sigma_mm or None)
@@ -78,9 +84,11 @@ def scaled(model: ScaleModel, index: int, predicted: np.ndarray, sigma: np.ndarr
     return (predicted * factor * known).astype(np.float32), (np.hypot(sigma * calibration, field_sigma) * known).astype(np.float32)
 
 
-def _measure(inputs: dict[str, Path], posed: dict[int, dict], camera: Camera) -> tuple[dict[int, FrameRatios], dict[int, np.ndarray]]:
+def _measure(
+    points_file: Path, posed: dict[int, dict], camera: Camera, depth_of: Callable[[int], np.ndarray], sigma_of: Callable[[int], np.ndarray]
+) -> tuple[dict[int, FrameRatios], dict[int, np.ndarray]]:
     """Ratios of every frame, and the network's sigma at the same points."""
-    with np.load(inputs["trajectory"] / "points.npz") as file:
+    with np.load(points_file) as file:
         points = {key: file[key] for key in file.files}
     good = points["error_px"] <= MAX_POINT_ERROR_PX
     ratios, sigmas = {}, {}
@@ -88,10 +96,8 @@ def _measure(inputs: dict[str, Path], posed: dict[int, dict], camera: Camera) ->
         rows = np.flatnonzero((points["obs_frame"] == index) & good[points["obs_point"]])
         T_camera_world = se3.inverse(np.array(frame["T_world_camera"]))
         z = points["xyz"][points["obs_point"][rows]] @ T_camera_world[2, :3] + T_camera_world[2, 3]
-        depth = read_depth(inputs["depth"] / "depth" / f"{index:06d}.tiff")
-        ratios[index] = sample_ratios(depth, points["obs_px"][rows], (camera.width_px, camera.height_px), z)
-        sigma = read_depth(inputs["depth"] / "sigma" / f"{index:06d}.tiff")
-        sigmas[index] = sample_nearest(sigma, ratios[index].positions)
+        ratios[index] = sample_ratios(depth_of(index), points["obs_px"][rows], (camera.width_px, camera.height_px), z)
+        sigmas[index] = sample_nearest(sigma_of(index), ratios[index].positions)
     return ratios, sigmas
 
 
@@ -144,7 +150,7 @@ def _write_trajectory(inputs: dict[str, Path], out: Path, trajectory: dict, scal
 STAGE = Stage(
     config=Config,
     run=run,
-    reads=("frames", "depth", "trajectory"),
+    reads=("frames", "camera", "depth", "trajectory"),
     writes=("depth/*.tiff", "sigma/*.tiff", "scale.json", "trajectory.txt", "trajectory.json"),
     seconds_per_frame=0.1,
     bytes_per_frame=450_000,

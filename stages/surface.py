@@ -18,34 +18,34 @@ from recon.io.atomic import read_json, write_json
 from recon.io.cameras import read_camera
 from recon.io.meshes import write_ply
 from recon.pipeline import Stage, track
-from recon.types import ReconError
+from recon.types import ReconError, bounded
 
 
 @dataclass(frozen=True)
 class Config:
     """How finely and how strictly depth is fused; lengths follow the scene's own depth."""
 
-    max_frames: int = 200
+    max_frames: int = bounded(200, 1)
     """At most this many frames are fused, spread over the recording; keyframes first."""
-    num_neighbours: int = 6
+    num_neighbours: int = bounded(6, 0)
     """Views that judge each frame's depth; 0 fuses everything unjudged."""
-    pinhole_fov_rad: float = 2.08
+    pinhole_fov_rad: float = bounded(2.08, 0.1, 2.9)
     """Horizontal field of view of the undistorted pictures, less where the lens sees less."""
-    pinhole_width_px: int = 416
+    pinhole_width_px: int = bounded(416, 16, 4096)
     """Width of the undistorted pictures."""
-    min_cosine: float = 0.12
+    min_cosine: float = bounded(0.12, 0.0, 1.0)
     """Walls seen at a smaller cosine between normal and viewing ray are unknown."""
-    max_jump: float = 0.1
+    max_jump: float = bounded(0.1, 0.001)
     """Relative step of depth between neighbouring pixels that counts as an occlusion edge."""
-    max_depth_ratio: float = 4.0
+    max_depth_ratio: float = bounded(4.0, 1.0)
     """Depth beyond this many median depths is unknown."""
-    voxels_per_depth: float = 96.0
+    voxels_per_depth: float = bounded(96.0, 1.0, 10_000.0)
     """Voxels along the median depth."""
-    min_truncation_voxels: float = 5.0
+    min_truncation_voxels: float = bounded(5.0, 1.0, 100.0)
     """Truncation distance in voxels, more where depth is noisy."""
-    min_agreement: float = 0.3
+    min_agreement: float = bounded(0.3, 0.0, 1.0)
     """Pixels of which neighbouring views agree less than this (0 to 1) are unknown."""
-    max_volume_mb: int = 500
+    max_volume_mb: int = bounded(500, 1)
     """Voxels are coarsened until the volume fits into this memory."""
 
 

@@ -10,13 +10,12 @@ import numpy as np
 
 from recon.io.atomic import atomic_path, read_json, write_json
 from recon.io.cameras import read_camera, write_camera
-from recon.pipeline import Stage, track, unkeyed
+from recon.pipeline import Stage, track
 from recon.tracking.features import FeatureOptions
 from recon.tracking.mapping import SparseMap
 from recon.tracking.tracker import Method, Recording, Track, Tracker
-from recon.types import ReconError
+from recon.types import MAX_SEED, MAX_THREADS, ReconError, bounded
 
-METHODS = ("hybrid", "sfm", "alignment")
 WORK = "work"
 """Folder for what a killed run can use again; gone when the stage is done."""
 UNIT_SOURCES = {True: "the median depth of the sparse points is 1", False: "the median predicted depth of the first posed frame is 1"}
@@ -29,22 +28,20 @@ class Config:
     method: Method = "hybrid"
     """"sfm": structure from motion alone; "alignment": dense alignment on predicted depth alone; "hybrid": alignment for
     the frames that structure from motion leaves out."""
-    max_num_features: int = 3072
+    max_num_features: int = bounded(3072, 16, 100_000)
     """SIFT features per frame."""
-    overlap: int = 10
+    overlap: int = bounded(10, 1, 1000)
     """How many successors each frame is matched with; further ones are matched at doubling distances."""
-    max_mapped_frames: int = 400
+    max_mapped_frames: int = bounded(400, 2)
     """Of a longer recording, structure from motion gets every n-th frame and dense alignment the others."""
-    seed: int = 0
+    seed: int = bounded(0, 0, MAX_SEED)
     """Of every random choice."""
-    num_threads: int = unkeyed(-1)
-    """-1 takes all cores; 1 gives the same bytes on every run."""
+    num_threads: int = bounded(0, 0, MAX_THREADS, keyed=False)
+    """0 means all; 1 gives the same bytes on every run."""
 
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write `camera.json`, `trajectory.json` and `points.npz`. Frames that cannot be posed are "lost" with a reason."""
-    if config.method not in METHODS:
-        raise ReconError(f"trajectory.method should be one of {', '.join(METHODS)}, found {config.method!r}")
     gate = read_json(inputs["masks"] / "gate.json")["frames"]
     camera_file = read_json(inputs["camera"] / "camera.json")
     order = [entry["index"] for entry in gate if entry["status"] == "ok"]

@@ -50,7 +50,7 @@ def test_the_help_of_every_verb_shows_worked_examples(capsys, verb):
 def test_worked_examples_parse(capsys, verb):
     _, out, _ = call(capsys, verb, "--help")
     for line in out.split("examples:")[1].strip().splitlines():
-        assert cli._parser().parse_args(line.split(">")[0].split()[1:]).verb
+        assert cli._parser().parse_args(cli.words_after_set(line.split(">")[0].split()[1:])).verb
 
 
 def test_the_version_is_the_package_s(capsys):
@@ -65,7 +65,14 @@ def test_wrong_usage_is_one_line_and_exit_code_2(capsys, words):
 
 def test_set_takes_many_words_and_may_be_repeated():
     words = ["run", "a", "--out", "b", "--set", "depth.model=x", "seed=1", "--until", "mesh", "--set", "c.d=2"]
-    assert cli._parser().parse_args(words).overrides == ["depth.model=x", "seed=1", "c.d=2"]
+    assert cli._parser().parse_args(cli.words_after_set(words)).overrides == ["depth.model=x", "seed=1", "c.d=2"]
+
+
+@pytest.mark.parametrize("source", ["/path", "phantom:tube?seed=1"])
+def test_a_source_may_follow_the_words_of_set(source):
+    words = cli.words_after_set(["run", "--set", "a.b=1", "c.d=2", source, "--out", "r"])
+    arguments = cli._parser().parse_args(words)
+    assert (arguments.source, arguments.overrides) == (source, ["a.b=1", "c.d=2"])
 
 
 BAD_INPUTS = {
@@ -83,6 +90,15 @@ BAD_INPUTS = {
     "an unknown device": (f"{PHANTOM} --set device=abacus", "abacus"),
     "an unknown way to fuse": (f"{PHANTOM} --set fuse=glue", "'tsdf'"),
     "an unknown phantom": ("phantom:banana", "banana"),
+    "a negative seed": (f"{PHANTOM} --set seed=-1", "config seed must be between 0 and 2147483647, found -1"),
+    "no frame to map": (f"{PHANTOM} --set trajectory.max_mapped_frames=0", "[trajectory] max_mapped_frames must be at least 2, found 0"),
+    "no voxel": (f"{PHANTOM} --set surface.voxels_per_depth=0", "[surface] voxels_per_depth must be between"),
+    "no memory": (f"{PHANTOM} --set surface.max_volume_mb=0", "[surface] max_volume_mb must be at least"),
+    "no width": (f"{PHANTOM} --set surface.pinhole_width_px=0", "[surface] pinhole_width_px must be between"),
+    "no window": (f"{PHANTOM} --set scale.window_frames=0", "[scale] window_frames must be at least"),
+    "a rate that is no number": (f"{PHANTOM} --set frames.frame_rate_hz=nan", "frame_rate_hz must be a finite number, found nan"),
+    "an endless start": (f"{PHANTOM} --set frames.start_s=inf", "start_s must be a finite number, found inf"),
+    "an end before the start": (f"{PHANTOM} --set frames.start_s=2 frames.end_s=1", "[frames] end_s must be 0 or after start_s"),
     "an unknown network": (f"{PHANTOM} --set depth.model=oracle", "oracle"),
 }
 
@@ -116,7 +132,16 @@ def test_a_folder_that_cannot_be_written_is_bad_input(capsys, tmp_path):
 @pytest.mark.parametrize("words", [["show"], ["clean"], ["doctor"], ["export", "--what", "mesh", "--to", "x"]])
 def test_a_folder_without_a_run_is_bad_input(capsys, tmp_path, words):
     code, _, err = call(capsys, words[0], tmp_path, *words[1:])
-    assert code == 2 and "no finished run" in one_line(err)
+    assert code == 2 and "holds no" in one_line(err)
+
+
+def test_an_unfinished_run_can_be_cleaned_and_checked(capsys, tmp_path):
+    for name in ("depth/.000000000000", "masks/111111111111"):
+        (tmp_path / name).mkdir(parents=True)
+    code, out, _ = call(capsys, "doctor", tmp_path)
+    assert code == 1 and "unfinished" in out and "was never finished" in out
+    code, out, _ = call(capsys, "clean", tmp_path, "--yes")
+    assert code == 0 and "no results yet" in out and "000000000000" in out and not (tmp_path / "depth" / ".000000000000").exists()
 
 
 def test_what_nobody_foresaw_goes_to_a_log(capsys, tmp_path, monkeypatch):
@@ -127,6 +152,17 @@ def test_what_nobody_foresaw_goes_to_a_log(capsys, tmp_path, monkeypatch):
     code, _, err = call(capsys, "run", "phantom", "--out", tmp_path)
     assert code == 1 and str(tmp_path / "error.log") in one_line(err)
     assert "Traceback" in (tmp_path / "error.log").read_text()
+
+
+def test_a_log_outside_a_run_folder_gets_a_name_of_its_own(capsys, tmp_path, monkeypatch):
+    def breaks(arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(job, "run", breaks)
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    for _ in range(2):
+        assert str(tmp_path / "recon-error-") in call(capsys, "run", "phantom", "--out", tmp_path / "none")[2]
+    assert len(list(tmp_path.glob("recon-error-*.log"))) == 2
 
 
 def test_an_interrupt_is_one_line_and_exit_code_130(capsys, tmp_path, monkeypatch):
@@ -195,6 +231,10 @@ def test_a_run_leaves_what_is_promised(finished):
     report = json.loads((results / "report.json").read_text())
     promised = ["schema", "unit", "scale", "frames", "metrics", "inputs_used", "seconds", "peak_rss_mb", "versions", "config"]
     assert set(promised) <= set(report)
+    assert report["source"]["dataset"] == "phantom" and report["resumed"] == []
+    assert report["settings"] == {"seed": 0, "num_threads": 0, "device": "auto", "fuse": "tsdf"}
+    [mesh] = finished.glob("mesh/*/mesh.ply")
+    assert not mesh.samefile(results / "mesh.ply"), "who edits a result leaves what later runs reuse alone"
     frames = json.loads((results / "frames.json").read_text())
     assert [frame["index"] for frame in frames] == list(range(8))
     posed = sum(frame["status"] in ("keyframe", "posed") for frame in frames)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 from heightfield import CAMERA, render, sideways
@@ -9,7 +11,7 @@ from heightfield import CAMERA, render, sideways
 from recon.geometry import se3
 from recon.tracking.alignment import NUM_PARAMS, AlignmentOptions, State, align, residuals
 from recon.tracking.chain import Chain, ChainOptions
-from recon.tracking.dense_frame import DenseFrame, Undistorter
+from recon.tracking.dense_frame import DenseFrame, Level, Undistorter
 
 OPTIONS = AlignmentOptions()
 MASK = np.ones((CAMERA.height_px, CAMERA.width_px), bool)
@@ -78,6 +80,37 @@ def test_same_frame_is_identity(pair):
     verdict = align(frame, frame, State(np.eye(4)), OPTIONS)
     assert np.allclose(verdict.state.T_frame_key, np.eye(4), atol=1e-9)
     assert verdict.correlation == pytest.approx(1.0)
+
+
+def elsewhere(frame: DenseFrame, offset_bytes: int) -> DenseFrame:
+    """A copy whose arrays begin this far from a multiple of 64 bytes."""
+
+    def copy(array: np.ndarray) -> np.ndarray:
+        buffer = np.empty(array.nbytes + 128, np.uint8)
+        start = -buffer.ctypes.data % 64 + offset_bytes
+        place = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        place[...] = array
+        return place
+
+    def level(level: Level) -> Level:
+        arrays = {field.name: getattr(level, field.name) for field in fields(level) if field.name != "camera"}
+        return replace(level, **{name: copy(array) for name, array in arrays.items()})
+
+    return DenseFrame(tuple(map(level, frame.levels)), frame.median_depth)
+
+
+def test_place_in_memory_does_not_matter(pair):
+    """Bit for bit: inputs at shifted addresses, results wherever the blocks kept between the calls leave room."""
+    image_a, depth_a, image_b, depth_b, _ = pair
+    key, frame = dense(image_a, depth_a), dense(image_b, depth_b)
+    rng = np.random.default_rng(0)
+    kept, found = [], set()
+    for attempt in range(24):
+        kept.append(np.empty(rng.integers(1, 200_000), np.uint8))
+        shifted = elsewhere(key, 8 * (attempt % 8)), elsewhere(frame, 8 * (attempt // 3))
+        verdict = align(*shifted, State(np.eye(4)), OPTIONS)
+        found.add((verdict.state.T_frame_key.tobytes(), *(getattr(verdict, name) for name in ("overlap", "inliers", "correlation"))))
+    assert len(found) == 1
 
 
 def test_analytic_jacobian_equals_numeric(pair):

@@ -10,7 +10,16 @@ import trimesh
 
 from recon.eval.depth import depth_errors, depth_metrics, pair
 from recon.eval.surface import distances, f_score, sample_surface, surface_metrics
-from recon.eval.trajectory import ate_rmse, match, relative_errors, rotation_errors_rad, similarity, trajectory_metrics, transformed
+from recon.eval.trajectory import (
+    ate_rmse,
+    is_nearly_straight,
+    match,
+    relative_errors,
+    rotation_errors_rad,
+    similarity,
+    trajectory_metrics,
+    transformed,
+)
 from recon.geometry.se3 import exp
 from recon.types import Mesh, Trajectory
 
@@ -140,7 +149,8 @@ def test_paths_that_determine_no_alignment_give_a_note_and_no_nan():
     line = np.tile(np.eye(4), (5, 1, 1))
     line[:, 0, 3] = np.arange(5)
     metrics, notes = trajectory_metrics(trajectory(line), trajectory(line))
-    assert {m.alignment for m in metrics} == {"none"} and "not computable" in notes[0]
+    assert {m.alignment for m in metrics} == {"none", "se3_trajectory", "sim3_trajectory"} and "orientations" in notes[0]
+    assert max(m.value for m in metrics if m.name == "ate_rmse") < 1e-9
     still, notes = trajectory_metrics(trajectory(line * 1.0, "unitless"), trajectory(np.tile(np.eye(4), (5, 1, 1))))
     assert still == [] and notes
 
@@ -201,3 +211,17 @@ def test_similarity_maps_predicted_centres_to_true_ones():
     pred = transformed(gt, 2.0, R, np.ones(3))
     scale, R_back, t = similarity(pred, gt, with_scale=True)
     assert transformed(pred, scale, R_back, t) == pytest.approx(gt)
+
+
+def test_a_straight_path_takes_its_roll_from_the_orientations():
+    rng = np.random.default_rng(0)
+    gt = np.tile(np.eye(4), (12, 1, 1))
+    gt[:, 2, 3] = np.arange(12.0)
+    gt[:, :3, 3] += 1e-3 * rng.normal(size=(12, 3))
+    T = exp(np.array([3.0, -1.0, 2.0, 0.4, -0.2, 1.1]))
+    pred = T @ gt
+    pred[:, :3, 3] = 0.5 * pred[:, :3, 3] + 1e-3 * rng.normal(size=(12, 3))
+    assert is_nearly_straight(gt)
+    scale, R, t = similarity(pred, gt, with_scale=True)
+    assert np.isclose(scale, 2.0, atol=1e-3)
+    assert np.degrees(rotation_errors_rad(transformed(pred, scale, R, t), gt)).max() < 1e-4

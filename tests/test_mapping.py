@@ -12,8 +12,8 @@ from heightfield import CAMERA, render, sideways
 from recon.geometry import se3
 from recon.geometry.alignment import umeyama
 from recon.geometry.cameras import project
+from recon.io.colmap_camera import colmap_lens, colmap_params
 from recon.io.images import write_jpeg, write_png
-from recon.tracking.colmap_camera import colmap_lens, colmap_params
 from recon.tracking.features import FeatureOptions
 from recon.tracking.joining import Similarity, by_shared_points, merged, transformed
 from recon.tracking.mapping import SparseMap, map_frames

@@ -19,7 +19,7 @@ from recon.pipeline import Stage, read_manifest, store, unkeyed
 from recon.pipeline.config import Settings, read_table, settings_from, stage_config
 from recon.pipeline.lock import run_lock
 from recon.pipeline.runner import execute, lay_out
-from recon.pipeline.source import Checksums, Source, source_key
+from recon.pipeline.source import CHECKSUMS, Checksums, Source, source_key
 from recon.types import ReconError
 
 TOY = Path(__file__).parent / "toy_pipeline.py"
@@ -60,7 +60,7 @@ def plan(run, words=(), stages=None, source="source-key"):
     table = read_table(None, words)
     settings = settings_from(table, stages)
     configs = {name: stage_config(stage.config, name, table, settings) for name, stage in stages.items()}
-    return lay_out(run, stages, configs, source), settings
+    return lay_out(run, stages, configs, source, settings), settings
 
 
 def run_all(run, words=(), stages=None, source="source-key"):
@@ -97,7 +97,7 @@ def test_version_source_and_checksums_are_part_of_the_recipe(tmp_path):
 
 def test_unkeyed_fields_do_not_change_keys(tmp_path):
     one, _ = plan(tmp_path)
-    other, settings = plan(tmp_path, ["device=cuda", "num_threads=1"])
+    other, settings = plan(tmp_path, ["device=cuda", "num_threads=3"])
     assert [step.key for step in one] == [step.key for step in other]
     assert other[0].config.device == settings.device == "cuda"
 
@@ -131,6 +131,8 @@ def test_a_crash_in_the_middle_leaves_no_artifact_and_is_continued(tmp_path):
     assert not plan(tmp_path, stages=stages)[0][0].is_done
     assert run_all(tmp_path, stages=stages) == ["done", "done"]
     assert written == [0, 1, "crash", 2]
+    resumed = {name: read_manifest(step.folder)["resumed"] for name, step in zip(stages, plan(tmp_path, stages=stages)[0], strict=True)}
+    assert resumed == {"numbers": True, "report": False}
 
 
 def test_a_broken_promise_is_an_error_that_names_it(tmp_path):
@@ -149,6 +151,15 @@ def test_a_damaged_artifact_is_made_again(tmp_path, damage):
     assert store.damaged_files(folder) == ["1.txt"]
     assert run_all(tmp_path) == ["done", "reused"]
     assert store.damaged_files(folder) == []
+
+
+def test_an_artifact_stays_until_its_successor_is_written(tmp_path, monkeypatch):
+    run_all(tmp_path)
+    (tmp_path / "results" / "total.txt").unlink()
+    seen = []
+    monkeypatch.setattr(store.shutil, "rmtree", lambda path, **_: seen.append((path.name[:4], (tmp_path / "results").exists())))
+    run_all(tmp_path)
+    assert seen == [(".old", True), (".old", True)]
 
 
 def test_damage_that_keeps_the_size_is_found_by_checksum(tmp_path):
@@ -232,6 +243,14 @@ def test_a_source_is_known_by_its_content(tmp_path):
     assert source_key(Source(str(moved), dataset="folder"), Checksums(run)) != source_key(Source(str(moved)), Checksums(run))
 
 
+@pytest.mark.parametrize("text", ["[1]", "null", '{"a": 3}', "{"])
+def test_a_spoilt_memory_of_checksums_is_forgotten(tmp_path, text):
+    (tmp_path / "a.png").write_text("one")
+    before = source_key(Source(str(tmp_path / "a.png")), Checksums(tmp_path))
+    (tmp_path / CHECKSUMS).write_text(text)
+    assert source_key(Source(str(tmp_path / "a.png")), Checksums(tmp_path)) == before
+
+
 def test_a_run_inside_its_source_does_not_change_the_source(tmp_path):
     (tmp_path / "a.png").write_text("one")
     before = source_key(Source(str(tmp_path)), Checksums(tmp_path / "run"))
@@ -313,3 +332,9 @@ def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path, run):
 
 def test_defaults_need_no_file():
     assert settings_from(read_table(None), STAGES) == Settings()
+
+
+def test_one_thread_does_not_reuse_what_many_made(tmp_path):
+    stages = {"alone": Stage(config=Numbers, run=lambda inputs, out, config: None)}
+    one, many = (lay_out(tmp_path, stages, {"alone": Numbers()}, "source", Settings(num_threads=n)) for n in (1, 0))
+    assert one[0].key != many[0].key

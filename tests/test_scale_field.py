@@ -115,3 +115,11 @@ def test_ratios_meet_their_pixels():
     ratios = sample_ratios(depth, pixels, (12, 9), z)
     assert np.allclose(ratios.log_ratio, np.log([2.0 / 1.0, 6.0 / 2.0, 12.0 / 6.0]))
     assert np.array_equal(sample_nearest(depth, ratios.positions), [1.0, 2.0, 6.0])
+
+
+def test_factors_far_in_time_do_not_matter_and_long_recordings_fit():
+    indices = list(range(20_000))
+    guesses = {i: 0.0 if i < 10_000 else 1.0 for i in indices}
+    factors = smooth_factors(indices, {}, guesses, window=5.0)
+    assert factors[100] == 0.0 and abs(factors[19_000] - 1.0) < 1e-12
+    assert 0.2 < factors[10_000] < 1.0

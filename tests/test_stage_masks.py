@@ -12,6 +12,7 @@ from recon.geometry.cameras import project
 from recon.io.atomic import write_json
 from recon.io.cameras import read_camera, write_camera
 from recon.io.masks import read_mask
+from recon.pipeline.config import build_config
 from recon.types import Camera, ReconError
 from stages import camera, frames, masks
 
@@ -83,9 +84,9 @@ def test_a_lens_for_another_size_names_both_sizes(stage, tmp_path):
     assert caught.value.exit_code == 2
 
 
-def test_an_impossible_default_is_refused(stage):
-    with pytest.raises(ReconError, match="default_fov_deg"):
-        stage(camera_config=camera.Config(default_fov_deg=180.0))
+def test_an_impossible_default_is_refused():
+    with pytest.raises(ReconError, match="default_fov_deg must be between"):
+        build_config(camera.Config, {"default_fov_deg": 180.0}, "[camera]")
 
 
 def test_masks_hold_the_field_without_highlights(stage):
@@ -130,10 +131,11 @@ def test_undecodable_frames_keep_their_reason(stage, tmp_path):
     assert len(gate["frames"]) == 7
 
 
+@pytest.mark.parametrize("level", [255, 1])
 @pytest.mark.parametrize("white", ["instrument", "tissue"])
-def test_polarity_of_supplied_masks_is_found(stage, tmp_path, white):
+def test_polarity_of_supplied_masks_is_found(stage, tmp_path, white, level):
     for k in range(6):
-        save(tmp_path / "tools" / f"{k:04d}.png", np.where(SHAFT if white == "instrument" else ~SHAFT, 255, 0).astype(np.uint8))
+        save(tmp_path / "tools" / f"{k:04d}.png", np.where(SHAFT if white == "instrument" else ~SHAFT, level, 0).astype(np.uint8))
     folders = stage(images=[picture(k, instrument=True) for k in range(6)], masks_dir=tmp_path / "tools")
     assert gate_of(folders)["instruments"]["white"] == white
     valid = read_mask(folders["masks"] / "masks" / "000001.png")
@@ -147,6 +149,13 @@ def test_polarity_can_be_overruled(stage, tmp_path):
     valid = read_mask(folders["masks"] / "masks" / "000000.png")
     assert not valid[~SHAFT].any()
     assert gate_of(folders)["frames"][0]["reason"].startswith("covered")
+
+
+def test_masks_that_cover_nothing_are_told(stage, tmp_path, caplog):
+    for k in range(6):
+        save(tmp_path / "tools" / f"{k:04d}.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+    stage(masks_dir=tmp_path / "tools")
+    assert "cover 0% of every frame" in caplog.text
 
 
 def test_a_mask_of_another_size_is_named(stage, tmp_path):

@@ -17,6 +17,7 @@ from recon.io.depth import read_depth, write_depth
 from recon.io.images import write_jpeg
 from recon.io.masks import write_mask
 from recon.io.trajectory import read_tum
+from recon.pipeline.config import build_config
 from recon.types import ReconError
 from stages import scale, trajectory
 
@@ -196,11 +197,11 @@ def test_given_scale_makes_millimetres(inputs, hybrid, scaled, tmp_path):
     assert np.allclose(theirs[:3, 3], 50.0 * ours[:3, 3]) and np.allclose(theirs[:3, :3], ours[:3, :3])
 
 
-def test_bad_settings_are_refused(inputs, tmp_path):
-    with pytest.raises(ReconError, match="hybrid, sfm, alignment"):
-        run(inputs, tmp_path, method="orb")
-    with pytest.raises(ReconError, match="factor_mm"):
-        scale.run(inputs | {"trajectory": tmp_path}, tmp_path, scale.Config(factor_mm=-1.0))
+def test_bad_settings_are_refused():
+    with pytest.raises(ReconError, match="'hybrid', 'sfm', 'alignment'"):
+        build_config(trajectory.Config, {"method": "orb"}, "[trajectory]")
+    with pytest.raises(ReconError, match="factor_mm must be at least 0"):
+        build_config(scale.Config, {"factor_mm": -1.0}, "[scale]")
 
 
 def test_camera_passes_through(hybrid):

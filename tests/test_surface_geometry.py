@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recon.geometry.cameras import project, ray_grid
-from recon.geometry.surface import backproject, edge_mask, normals_from_depth
+from recon.geometry.cameras import project, ray_grid, resize
+from recon.geometry.surface import backproject, edge_mask, normals_from_depth, with_lens
 from recon.types import Camera
 
 PINHOLE = Camera("PINHOLE", 80, 60, (60.0, 61.0, 39.0, 30.0))
@@ -70,3 +70,11 @@ def test_unknown_pixels_are_no_edge_but_are_not_kept():
     valid = np.ones((20, 20), dtype=bool)
     valid[:, 3] = False
     np.testing.assert_array_equal(edge_mask(depth, valid, 0.05), valid & (depth > 0.0))
+
+
+def test_a_refined_lens_keeps_the_distance_along_the_ray():
+    old, new = (Camera("PINHOLE", 64, 48, (f, f, 31.5, 23.5)) for f in (40.0, 55.0))
+    distance = np.full((24, 32), 50.0)
+    depth_old, depth_new = (distance * ray_grid(resize(camera, 32, 24))[..., 2] for camera in (old, new))
+    assert np.allclose(with_lens(depth_old, old, new), depth_new)
+    assert with_lens(depth_old, old, old) is depth_old

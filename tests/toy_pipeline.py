@@ -36,4 +36,4 @@ if __name__ == "__main__":
     stages = {"numbers": Stage(Config, write_numbers, writes=("5.txt",)), "report": Stage(Config, write_total, reads=("numbers",))}
     configs = {name: Config(wait_s=600 if "wait" in sys.argv else 0) for name in stages}
     with run_lock(run):
-        execute(run, lay_out(run, stages, configs, "source-key"), Settings(), lambda line: None)
+        execute(run, lay_out(run, stages, configs, "source-key", Settings()), Settings(), lambda line: None)

@@ -1,7 +1,7 @@
 """The command line: which verbs there are, what they take, and how their failures read.
 
-argparse rather than tyro: it takes both `--set a.b=1 c.d=2` and repeated `--set`, prints a usage error as one line,
-and loads in milliseconds. A verb's module, and with it every heavy library, is imported when the verb is called.
+argparse rather than tyro: it prints a usage error as one line and loads in milliseconds. A verb's module, and with it
+every heavy library, is imported when the verb is called.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -20,6 +21,9 @@ from typing import NoReturn
 from recon import __version__
 from recon.cli.threads import limit_threads
 
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\.\w+)?=")
+"""How a word begins that sets one value: `key=` or `section.key=`."""
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -28,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0 done, 1 failed, 2 bad usage or input, 3 partial, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(words_after_set(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(format="recon: %(message)s", level=logging.WARNING)
     logging.getLogger("recon").setLevel(logging.INFO)
     try:
@@ -48,6 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failure(error, getattr(arguments, "out", None))
 
 
+def words_after_set(argv: Sequence[str]) -> list[str]:
+    """Give every `key=value` that follows `--set` a `--set` of its own.
+
+    argparse lets an option take one word or all that follow; all of them would swallow a SOURCE that comes after.
+    """
+    words: list[str] = []
+    is_setting = False
+    for word in argv:
+        is_value = words[-1:] == ["--set"]
+        if is_setting and not is_value and _ASSIGNMENT.match(word):
+            words.append("--set")
+        elif not is_value:
+            is_setting = word == "--set"
+        words.append(word)
+    return words
+
+
 def _failure(error: Exception, run: Path | None) -> int:
     """Say in one line what went wrong. What nobody foresaw keeps its traceback, in a file."""
     from recon.types import ReconError
@@ -61,13 +82,20 @@ def _failure(error: Exception, run: Path | None) -> int:
     return 1
 
 
-def _write_log(text: str, run: Path | None) -> Path:
-    path = Path(tempfile.gettempdir()) / "recon-error.log" if run is None or not run.is_dir() else run / "error.log"
+def _write_log(text: str, run: Path | None) -> str:
+    """Write into the run folder, else into a new file that nobody else can have prepared in the shared temporary folder."""
     try:
+        if run is not None and run.is_dir():
+            path = run / "error.log"
+        else:
+            descriptor, name = tempfile.mkstemp(prefix="recon-error-", suffix=".log")
+            os.close(descriptor)
+            path = Path(name)
         path.write_text(text)
     except OSError:  # then the terminal is the only place left
         print(text, file=sys.stderr)
-    return path
+        return "the lines above"
+    return str(path)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,8 +156,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         dest="overrides",
-        nargs="+",
-        action="extend",
+        action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
         help="override single values of the config (see `recon settings`); may be repeated",
@@ -170,7 +197,7 @@ def _add_other_verbs(verbs) -> None:
     train = _verb(verbs, "train", "networks:train", "train a network", "recon train configs/train/student.toml --out runs/student")
     train.add_argument("config", type=Path, metavar="CONFIG", help="TOML file of the training")
     train.add_argument("--out", type=Path, metavar="DIR", help="folder for checkpoints and weights")
-    train.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    train.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     _verb(verbs, "settings", "settings:settings", "print every config key with default and meaning", "recon settings > all.toml")
     models = _verb(verbs, "models", "networks:models", "list the depth networks", "recon models --json")
     models.add_argument("--json", action="store_true", help="for scripts")

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.table import Table
 
 from recon.cli import system_libraries
-from recon.cli.results import newest_report, stdout
+from recon.cli.results import check_is_run, stdout
 from recon.pipeline import store
 from recon.types import ReconError
 from stages import PIPELINE
@@ -43,12 +43,16 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def _run_findings(run: Path) -> Iterator[_Finding]:
-    newest_report(run)
+    check_is_run(run)
     for folder in store.artifacts(run, PIPELINE):
         if folder.name.startswith("."):
             yield _Finding(str(folder), "unfinished; the same command continues it")
             continue
-        damaged = store.damaged_files(folder)
+        try:
+            damaged = store.damaged_files(folder)
+        except ReconError as error:
+            yield _Finding(str(folder), str(error), is_fine=False)
+            continue
         remedy = f"damaged: {', '.join(damaged[:3])} ({len(damaged)} files); delete this folder and run again"
         yield _Finding(str(folder), remedy if damaged else "whole", not damaged)
 

@@ -41,7 +41,7 @@ class _Job:
 
     def steps(self, checksums: Checksums) -> tuple[str, list[Step]]:
         key = source_key(self.source, checksums, self.generator_version)
-        return key, lay_out(self.run, self.stages, self.configs, key)
+        return key, lay_out(self.run, self.stages, self.configs, key, self.settings)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -30,6 +30,12 @@ def newest_report(run: Path) -> Path:
     return results
 
 
+def check_is_run(run: Path) -> None:
+    """Raises ReconError when the folder holds neither results nor anything a stage left."""
+    if not store.artifacts(run, (SOURCE, *PIPELINE)):
+        raise ReconError(f"{run} holds no run, not even an unfinished one: make one with `recon run SOURCE --out {run}`")
+
+
 def unit_phrase(report: dict[str, Any]) -> str:
     """What lengths in the results mean."""
     if report["unit"] == "unitless":
@@ -60,7 +66,7 @@ def show(arguments: argparse.Namespace) -> int:
     table = Table("stage", header_style="")
     table.add_column("s", justify="right")
     for stage, seconds in report["seconds"].items():
-        table.add_row(stage, f"{seconds:.1f}")
+        table.add_row(f"{stage} (resumed: its last attempt)" if stage in report.get("resumed", []) else stage, f"{seconds:.1f}")
     stdout.print(table)
     stdout.print(f"peak memory {report['peak_rss_mb']:.0f} MB")
     for reason in report.get("partial", []):
@@ -69,11 +75,13 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def clean(arguments: argparse.Namespace) -> int:
-    """List, and with --yes delete, artifacts that the newest results were not made from."""
+    """List, and with --yes delete, artifacts that the newest results were not made from; without results that is all."""
     run = arguments.run
-    report = newest_report(run).resolve()
+    check_is_run(run)
+    if not (run / "results").exists():
+        stdout.print("no results yet, so nothing here is used by any")
     with run_lock(run):
-        used = store.reached_from(run.resolve(), report)
+        used = store.reached_from(run.resolve(), (run / "results").resolve())
         unused = [path for path in store.artifacts(run.resolve(), (SOURCE, *PIPELINE)) if path not in used]
         for path in unused:
             stdout.print(f"{_megabytes(path):9.1f} MB  {path}", soft_wrap=True)

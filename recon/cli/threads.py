@@ -39,8 +39,6 @@ def configure_libraries(settings: Settings) -> None:
 
     from recon.types import ReconError
 
-    if settings.num_threads < 0:
-        raise ReconError(f"config num_threads must be 0 (all) or more, found {settings.num_threads}")
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
         cv2.setNumThreads(settings.num_threads)

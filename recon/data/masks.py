@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from recon.data.folder import image_files
-from recon.io.masks import read_mask
+from recon.io.images import read_image
 from recon.types import Frame, ReconError
 
 MaskOf = Callable[[int], Bool[np.ndarray, "h w"] | None]
@@ -37,6 +37,12 @@ def masks_from_files(file_of: Mapping[int, Path]) -> MaskOf:
     """From frame index to a mask that is False where the file is white; None for frames without a file."""
 
     def load(index: int) -> Bool[np.ndarray, "h w"] | None:
-        return ~read_mask(file_of[index]) if index in file_of else None
+        return ~_is_white(file_of[index]) if index in file_of else None
 
     return load
+
+
+def _is_white(file: Path) -> Bool[np.ndarray, "h w"]:
+    """Label masks hold 0 and 1 as often as 0 and 255, so white is what exceeds half of the file's own maximum."""
+    brightness = read_image(file).max(axis=2)
+    return brightness > 0.5 * brightness.max()

@@ -13,6 +13,8 @@ from recon.geometry.se3 import inverse
 from recon.types import Alignment, Metric, ReconError, Trajectory
 
 MIN_POSES = 3
+STRAIGHT = 0.05
+"""A path whose second extent is a smaller share of its first leaves the roll about it to noise: orientations decide."""
 
 
 def match(pred: Trajectory, gt: Trajectory) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4 4"]]:
@@ -24,8 +26,25 @@ def match(pred: Trajectory, gt: Trajectory) -> tuple[Float[np.ndarray, "n 4 4"],
 def similarity(
     pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"], with_scale: bool
 ) -> tuple[float, Float[np.ndarray, "3 3"], Float[np.ndarray, " 3"]]:
-    """Return scale, R, t that bring predicted camera centres to the true ones. Raises ReconError when they do not determine it."""
-    return umeyama(pred[:, :3, 3], gt[:, :3, 3], with_scale)
+    """Return scale, R, t that bring predicted camera centres to the true ones. Raises ReconError when they do not determine it.
+
+    Along a nearly straight path the rotation is the mean of what the orientations say (chordal mean, Hartley et al. 2013).
+    """
+    source, target = pred[:, :3, 3], gt[:, :3, 3]
+    if not is_nearly_straight(gt):
+        return umeyama(source, target, with_scale)
+    U, _, Vt = np.linalg.svd(np.sum(gt[:, :3, :3] @ np.swapaxes(pred[:, :3, :3], 1, 2), axis=0))
+    R = U @ np.diag([1.0, 1.0, np.linalg.det(U @ Vt)]) @ Vt
+    from_mean, to_mean = (source - source.mean(axis=0)) @ R.T, target - target.mean(axis=0)
+    scale = float(np.sum(from_mean * to_mean) / np.sum(from_mean**2)) if with_scale else 1.0
+    return scale, R, target.mean(axis=0) - scale * R @ source.mean(axis=0)
+
+
+def is_nearly_straight(poses: Float[np.ndarray, "n 4 4"]) -> bool:
+    """Whether centres move, but along one line."""
+    centres = poses[:, :3, 3] - poses[:, :3, 3].mean(axis=0)
+    extents = np.linalg.svd(centres, compute_uv=False)
+    return bool(len(poses) >= MIN_POSES and extents[0] > 0 and extents[1] < STRAIGHT * extents[0])
 
 
 def transformed(poses: Float[np.ndarray, "n 4 4"], scale: float, R: Float[np.ndarray, "3 3"], t: Float[np.ndarray, " 3"]) -> np.ndarray:
@@ -70,6 +89,8 @@ def trajectory_metrics(pred: Trajectory, gt: Trajectory) -> tuple[list[Metric], 
     both_metric = pred.unit == gt.unit == "mm"
     aligned: dict[Alignment, np.ndarray] = {"none": a} if both_metric else {}
     notes = []
+    if is_nearly_straight(b):
+        notes.append("trajectory: the true path is nearly straight, so the rotation of the alignment is taken from the orientations")
     scale = None
     try:
         if both_metric:

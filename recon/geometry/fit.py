@@ -50,8 +50,9 @@ def _samples(camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not usable.any():
         raise ReconError(f"the {camera.model} lens reaches no pixel of its {camera.width_px}x{camera.height_px} image: {camera.params}")
     pixels = pixel_grid(camera)[::stride, ::stride][usable]
-    rays = unproject(camera, pixels)
-    return pixels, np.arctan2(np.linalg.norm(rays[:, :2], axis=-1), rays[:, 2]), np.arctan2(rays[:, 1], rays[:, 0])
+    # Contiguous components: numpy's code for a strided input, and so the last digit, depends on where the result lies in memory.
+    x, y, z = np.ascontiguousarray(unproject(camera, pixels).T)
+    return pixels, np.arctan2(np.hypot(x, y), z), np.arctan2(y, x)
 
 
 def _start(pixels: np.ndarray, theta: np.ndarray) -> np.ndarray:

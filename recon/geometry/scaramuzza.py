@@ -22,7 +22,8 @@ MAX_RADIUS_SHARE = 10.0
 def project(camera: Camera, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of camera points (..., 3), and whether the point's angle is inside the lens' monotone field."""
     lateral = np.linalg.norm(points[..., :2], axis=-1)
-    theta = np.arctan2(lateral, points[..., 2])
+    # A copy of the column: numpy's code for a strided input, and so the last digit, depends on where the result lies in memory.
+    theta = np.arctan2(lateral, points[..., 2].copy())
     limit = angle_limit(camera)
     valid = (theta <= limit) & (np.linalg.norm(points, axis=-1) > 0.0)
     rho = _image_radius(camera, np.minimum(theta, limit))

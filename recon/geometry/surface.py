@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float
 
-from recon.geometry.cameras import ray_grid
+from recon.geometry.cameras import ray_grid, resize
 from recon.types import Camera
+
+MIN_COSINE = 0.05
+"""Rays flatter than this have no z-depth worth keeping."""
 
 
 def backproject(camera: Camera, depth: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 3"]:
@@ -49,3 +52,13 @@ def _difference(points: np.ndarray, known: np.ndarray) -> np.ndarray:
     steps = np.zeros_like(points)
     steps[:-1] = np.diff(points, axis=0) * (known[1:] & known[:-1])[..., None]
     return steps + np.concatenate([np.zeros_like(points[:1]), steps[:-1]])
+
+
+def with_lens(depth: Float[np.ndarray, "h w"], old: Camera, new: Camera) -> Float[np.ndarray, "h w"]:
+    """z-depth on the same pixels when a refined lens gives their rays other angles: the distance along the ray stays."""
+    if old == new:
+        return depth
+    height, width = depth.shape
+    before, after = (ray_grid(resize(camera, width, height))[..., 2] for camera in (old, new))
+    forward = (before > MIN_COSINE) & (after > MIN_COSINE)
+    return np.where(forward, depth * after / np.where(forward, before, 1.0), 0.0).astype(depth.dtype)

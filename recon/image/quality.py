@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from recon.types import bounded
+
 BLUR_SIGMA_SHARE = 0.006
 """Of the shorter side: the re-blur's width. Tied to the image's size so that the score does not depend on resolution."""
 
@@ -43,17 +45,17 @@ class Quality:
 class GateLimits:
     """When a frame is rejected."""
 
-    blur_spread: float = 6.0
+    blur_spread: float = bounded(6.0, 0.0)
     """Robust standard deviations (1.4826 MAD) that the blur score may lie above the recording's median."""
-    blur_margin: float = 0.22
+    blur_margin: float = bounded(0.22, 0.0)
     """The blur score may lie at least this far above the median, however even the recording is."""
-    blur_max: float = 0.95
+    blur_max: float = bounded(0.95, 0.0)
     """No frame above this blur score is used; a sharp image blurred by 8 pixels at 540 rows has about that."""
-    dark_share_max: float = 0.9
+    dark_share_max: float = bounded(0.9, 0.0, 1.0)
     """Share of valid pixels too dark to hold anything (below 20 of 255)."""
-    saturated_share_max: float = 0.8
+    saturated_share_max: float = bounded(0.8, 0.0, 1.0)
     """Share of valid pixels at the sensor's limit (250 of 255 in every channel)."""
-    valid_share_min: float = 0.1
+    valid_share_min: float = bounded(0.1, 0.0, 1.0)
     """Share of the scope's field that highlights and instruments must leave."""
 
 

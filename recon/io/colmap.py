@@ -1,7 +1,6 @@
 """COLMAP models: cameras, posed images and sparse points as other reconstruction programs read them.
 
-COLMAP puts the centre of the first pixel at (0.5, 0.5), stores world-to-camera poses, and knows no Scaramuzza lens: that one
-is replaced by the Kannala-Brandt fisheye that fits it best, and the largest misfit is returned.
+COLMAP stores world-to-camera poses; pixels and lenses cross the border in `recon.io.colmap_camera`.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ import numpy as np
 import pycolmap
 from jaxtyping import Float, Int
 
-from recon.geometry.fit import fit_fisheye
 from recon.geometry.se3 import inverse
+from recon.io.colmap_camera import PIXEL_CENTRE_SHIFT, colmap_lens, colmap_params
 from recon.types import Camera, ReconError
-
-_HALF_PIXEL = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,12 +44,10 @@ def write_colmap(
     """
     if not T_world_camera:
         raise ReconError("no frame is posed: there is nothing to write as a COLMAP model", exit_code=1)
-    R_lens_camera, error_px = np.eye(3), 0.0
-    if camera.model == "SCARAMUZZA":
-        camera, R_camera_lens, error_px = fit_fisheye(camera)
-        R_lens_camera = R_camera_lens.T
+    lens = colmap_lens(camera)
+    R_lens_camera = lens.R_camera_lens.T
     model = pycolmap.Reconstruction()
-    model.add_camera_with_trivial_rig(_colmap_camera(camera))
+    model.add_camera_with_trivial_rig(_colmap_camera(lens.camera))
     keypoints = _keypoints(points, T_world_camera)
     for index in sorted(T_world_camera):
         T_camera_world = inverse(np.asarray(T_world_camera[index], dtype=np.float64))
@@ -62,15 +57,12 @@ def write_colmap(
     if points is not None:
         _add_points(model, points, keypoints)
     _write_whole(model, Path(folder))
-    return error_px
+    return lens.residual_px
 
 
 def _colmap_camera(camera: Camera) -> pycolmap.Camera:
-    params = list(camera.params)
-    first_centre = 1 if camera.model.startswith("SIMPLE") or camera.model == "RADIAL" else 2
-    params[first_centre] += _HALF_PIXEL
-    params[first_centre + 1] += _HALF_PIXEL
-    return pycolmap.Camera(camera_id=1, model=camera.model, width=camera.width_px, height=camera.height_px, params=params)
+    size = {"width": camera.width_px, "height": camera.height_px}
+    return pycolmap.Camera(camera_id=1, model=camera.model, params=colmap_params(camera), **size)
 
 
 def _keypoints(points: SparsePoints | None, frames: Mapping[int, np.ndarray]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -78,7 +70,7 @@ def _keypoints(points: SparsePoints | None, frames: Mapping[int, np.ndarray]) ->
     if points is None:
         return {index: (np.zeros((0, 2)), np.zeros(0, dtype=int)) for index in frames}
     rows_of = {index: np.flatnonzero(points.obs_frame == index) for index in frames}
-    return {index: (points.obs_px[rows] + _HALF_PIXEL, rows) for index, rows in rows_of.items()}
+    return {index: (points.obs_px[rows] + PIXEL_CENTRE_SHIFT, rows) for index, rows in rows_of.items()}
 
 
 def _add_points(model: pycolmap.Reconstruction, points: SparsePoints, keypoints: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:

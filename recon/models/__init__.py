@@ -14,7 +14,7 @@ from recon.types import Camera, ReconError
 
 @dataclass(frozen=True)
 class DepthEstimate:
-    """What a network says of one picture, on the picture's own lens resized to (h, w)."""
+    """What a network says of one picture, on the picture's own lens resized to (h, w), of the picture's aspect."""
 
     depth: Float[np.ndarray, "h w"]
     """z-depth, up to one factor; 0 where the network says nothing."""

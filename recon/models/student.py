@@ -124,18 +124,27 @@ class StudentDepth:
     def infer(self, image: UInt8[np.ndarray, "H W 3"], camera: Camera, mask: Bool[np.ndarray, "H W"]) -> DepthEstimate:
         """Estimate z-depth: the network's distance times the cosine of each ray."""
         size = input_size(image.shape[1], image.shape[0])
-        rays = lens_rays(resize(camera, *size))
-        known = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-        colour = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        seen = student_input(
-            *(torch.from_numpy(a).permute(2, 0, 1)[None].to(self.device) for a in (colour, rays, known[..., None].astype(np.float32)))
-        )
-        log_distance, log_scale = self.network(seen.contiguous(memory_format=torch.channels_last))
-        distance = (log_distance - log_distance.median()).exp()[0].float().cpu().numpy()
+        layers = self._layers(image, camera, mask, size)
+        seen = student_input(*(torch.from_numpy(layer).permute(2, 0, 1)[None].to(self.device) for layer in layers))
+        maps = torch.stack(self.network(seen.contiguous(memory_format=torch.channels_last)), dim=1).float()
+        # The network's grid has sides in multiples of its stride; the result keeps the picture's own aspect.
+        rows = round(size[0] * image.shape[0] / image.shape[1])
+        log_distance, log_scale = functional.interpolate(maps, (rows, size[0]), mode="bilinear")[0].cpu().numpy()
+        distance = np.exp(log_distance - np.median(log_distance))
         # A Laplace density of scale b has the standard deviation sqrt(2) b.
-        sigma = np.sqrt(2.0) * log_scale.exp()[0].float().cpu().numpy()
-        inside = known & (rays[..., 2] > 0)
-        return DepthEstimate(np.where(inside, distance * rays[..., 2], 0).astype(np.float32), np.where(inside, sigma, 0).astype(np.float32))
+        sigma = np.sqrt(2.0) * np.exp(log_scale)
+        cosine = lens_rays(resize(camera, size[0], rows))[..., 2]
+        inside = _shrunk(mask, (size[0], rows)) & (cosine > 0)
+        return DepthEstimate(np.where(inside, distance * cosine, 0).astype(np.float32), np.where(inside, sigma, 0).astype(np.float32))
+
+    def _layers(self, image: np.ndarray, camera: Camera, mask: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+        """Colour, rays and mask on the network's grid."""
+        colour = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        return colour, lens_rays(resize(camera, *size)), _shrunk(mask, size)[..., None].astype(np.float32)
+
+
+def _shrunk(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
 
 
 @lru_cache(maxsize=4)

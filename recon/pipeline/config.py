@@ -7,6 +7,7 @@ unknown name or a value of the wrong type is an error that lists what is known.
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -15,16 +16,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from recon.types import ReconError
+from recon.types import MAX_SEED, MAX_THREADS, ReconError, bounded
 
 
 @dataclass(frozen=True)
 class Settings:
     """What holds for a whole run. A stage config that declares a field of the same name takes its value from here."""
 
-    seed: int = 0
+    seed: int = bounded(0, 0, MAX_SEED)
     """Of everything random."""
-    num_threads: int = 0
+    num_threads: int = bounded(0, 0, MAX_THREADS)
     """0 means all; with 1 the same seed gives the same mesh, byte for byte."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:1"."""
@@ -72,13 +73,14 @@ def stage_config(config: type, section: str, table: dict[str, Any], settings: Se
 def build_config(config: type, values: dict[str, Any], where: str) -> Any:
     """Make a checked dataclass; `where` names the place that a complaint is about."""
     hints = typing.get_type_hints(config)
-    known = [f.name for f in fields(config)]
+    known = {f.name: f for f in fields(config)}
     checked = {}
     for name, value in values.items():
         if name not in known:
-            raise ReconError(f"{where} has no key {name!r}{_nearest(name, known)}; it has: {', '.join(known) or 'none'}")
+            raise ReconError(f"{where} has no key {name!r}{_nearest(name, list(known))}; it has: {', '.join(known) or 'none'}")
         try:
             checked[name] = _checked(value, hints[name])
+            _check_bounds(checked[name], known[name].metadata.get("bounds"))
         except TypeError as error:
             raise ReconError(f"{where} {name} must be {error}, found {value!r}") from None
     try:
@@ -118,12 +120,22 @@ def _checked(value: Any, hint: Any) -> Any:
     if origin is tuple:
         return _checked_tuple(value, arguments)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if hint is Path and isinstance(value, str):
         return Path(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise TypeError("a finite number")
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, hint):
         raise TypeError({int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.get(hint, hint.__name__))
     return value
+
+
+def _check_bounds(value: Any, bounds: tuple[int | float, int | float] | None) -> None:
+    """Raises TypeError that says which numbers are allowed; fields without bounds take any."""
+    if bounds is None or bounds[0] <= value <= bounds[1]:
+        return
+    low, high = bounds
+    raise TypeError(f"at least {low}" if math.isinf(high) else f"between {low} and {high}")
 
 
 def _checked_union(value: Any, choices: tuple[Any, ...]) -> Any:

@@ -42,8 +42,11 @@ class Step:
         return store.is_complete(self.folder)
 
 
-def lay_out(run: Path, stages: Mapping[str, Stage], configs: Mapping[str, Any], source_key: str) -> list[Step]:
-    """Know every key and folder before anything runs. `stages` is in running order."""
+def lay_out(run: Path, stages: Mapping[str, Stage], configs: Mapping[str, Any], source_key: str, settings: Settings) -> list[Step]:
+    """Know every key and folder before anything runs. `stages` is in running order.
+
+    One thread promises the same bytes, so what several threads made is not taken for it, nor the other way round.
+    """
     keys = {SOURCE: source_key}
     folders = {SOURCE: source_folder(run, source_key), RUN: run}
     steps = []
@@ -55,6 +58,7 @@ def lay_out(run: Path, stages: Mapping[str, Stage], configs: Mapping[str, Any], 
             "config": keyed_values(config),
             "checksums": stage.checksums(config) if stage.checksums else {},
             "reads": {read: keys[read] for read in stage.reads if read != RUN},
+            "one_thread": settings.num_threads == 1,
         }
         keys[name] = store.recipe_key(recipe)
         folders[name] = run / name / keys[name]
@@ -78,11 +82,12 @@ def execute(run: Path, steps: Sequence[Step], settings: Settings, say: Callable[
 
 def _run_step(step: Step, settings: Settings) -> float:
     work = store.working_folder(step.folder)
+    is_resumed = any(work.iterdir())
     machine.seed_generators(settings.seed)
     start = time.perf_counter()
     step.stage.run(step.inputs, work, step.config)
     seconds = time.perf_counter() - start
-    cost = {"seconds": round(seconds, 3), "peak_rss_mb": machine.peak_rss_mb(), "versions": machine.versions()}
+    cost = {"seconds": round(seconds, 3), "resumed": is_resumed, "peak_rss_mb": machine.peak_rss_mb(), "versions": machine.versions()}
     manifest = {**step.recipe, "key": step.key, "config": asdict(step.config), "settings": asdict(settings), **cost}
     store.finish(step.folder, json.loads(json.dumps(manifest, default=str)), step.stage.writes)
     return seconds

@@ -35,11 +35,7 @@ class Checksums:
     def __init__(self, run: Path) -> None:
         self._run = run.resolve()
         self._file = run / CHECKSUMS
-        self._known: dict[str, list[Any]] = {}
-        try:
-            self._known = json.loads(self._file.read_text())
-        except (OSError, ValueError):  # a memory only: without it everything is read once more
-            self._known = {}
+        self._known = _remembered(self._file)
 
     def save(self) -> None:
         """Keep what was learnt, in the run folder."""
@@ -100,6 +96,15 @@ def write_source(folder: Path, source: Source) -> None:
     """Write `source.json`. The same content may have moved, so the newest path counts."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "source.json", asdict(source))
+
+
+def _remembered(file: Path) -> dict[str, list[Any]]:
+    """A memory only: without it, or with something else in its place, everything is read once more."""
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) == 3} if isinstance(known, dict) else {}
 
 
 def _raise(error: OSError) -> None:

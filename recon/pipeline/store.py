@@ -37,7 +37,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Keys: `stage`, `version`, `config` (every field), `checksums`, `reads` (name to key), `key`, `settings` (seed,
     num_threads, device, fuse), `files` (relative path to `sha256` and `bytes`), `versions`, `seconds`,
-    `peak_rss_mb` (of the process until the stage ended).
+    `resumed` (a stopped attempt had left files, and `seconds` counts the last attempt only), `peak_rss_mb` (of the
+    process until the stage ended).
     """
     path = folder / MANIFEST
     try:
@@ -84,9 +85,12 @@ def finish(folder: Path, manifest: dict[str, Any], writes: Sequence[str]) -> Non
         if path.is_file() and path.name != MANIFEST
     }
     write_json(work / MANIFEST, {**manifest, "files": files})
-    if folder.exists():  # without a manifest, or damaged: nobody was promised anything of it
-        shutil.rmtree(folder)
+    old = folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():  # damaged; results may point at it, so it is gone for no longer than a rename takes
+        os.replace(folder, old)
     os.replace(work, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def point_results(run: Path, folder: Path) -> None:

@@ -58,7 +58,7 @@ def page_pictures(sources: PictureSources, num_frames: int, preview_width_px: in
     depth, legend = _depth_pictures(sources, num_frames)
     return PagePictures(
         mesh=_mesh_pictures(sources, preview_width_px),
-        frames=[_frame_picture(sources, frame) for frame in _spread(sources.decoded, num_frames)],
+        frames=[_frame_picture(sources, frame) for frame in spread(sources.decoded, num_frames)],
         depth=depth,
         trajectory=_trajectory_pictures(sources),
         errors=_error_pictures(sources.inputs["evaluation"] / "figures"),
@@ -92,7 +92,7 @@ def _frame_picture(sources: PictureSources, frame: dict[str, Any]) -> Picture:
 
 def _depth_pictures(sources: PictureSources, num_frames: int) -> tuple[list[Picture], tuple[list[str], str, str]]:
     """Return picture and depth side by side, all in one range of colours, and the legend."""
-    chosen = _spread(sources.posed, num_frames)
+    chosen = spread(sources.posed, num_frames)
     depths = [sources.depth(frame["index"]) for frame in chosen]
     known = np.concatenate([depth[depth > 0] for depth in depths]) if depths else np.zeros(0)
     low, high = np.percentile(known, [2, 98]) if len(known) else (0.0, 1.0)
@@ -124,7 +124,8 @@ def _error_pictures(folder: Path) -> list[Picture]:
     ]
 
 
-def _spread(items: list[Any], num: int) -> list[Any]:
+def spread(items: list[Any], num: int) -> list[Any]:
+    """At most `num` of the items at even steps, the first and the last among them."""
     if len(items) <= num:
         return items
     return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, num).round().astype(int))]

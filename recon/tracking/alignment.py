@@ -122,7 +122,10 @@ def residuals(key: Level, frame: Level, state: State) -> Residuals:
     in_front = Y[:, 2] > 1e-6 * np.abs(points[:, 2])
     Y[~in_front] = (0.0, 0.0, 1.0)
     fx, fy, cx, cy = frame.camera.params
-    x, y, z = Y[:, 0] / Y[:, 2], Y[:, 1] / Y[:, 2], Y[:, 2]
+    # A copy, for the logarithm below: of a strided column numpy takes it by vector or by scalar code, which differ in the last
+    # digit, depending on whether the result happens to lie right behind the column in memory.
+    z = Y[:, 2].copy()
+    x, y = Y[:, 0] / z, Y[:, 1] / z
     sample = _Bilinear(fx * x + cx, fy * y + cy, frame.contrast.shape)
     seen = in_front & sample.all_of(frame.valid)
     has_depth = in_front & sample.all_of(frame.has_depth)

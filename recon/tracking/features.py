@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pycolmap
 
-from recon.tracking.colmap_camera import colmap_params
+from recon.io.colmap_camera import colmap_params
 from recon.types import Camera
 
 

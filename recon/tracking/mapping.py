@@ -15,7 +15,7 @@ import numpy as np
 import pycolmap
 from jaxtyping import Float, Int
 
-from recon.tracking.colmap_camera import PIXEL_CENTRE_SHIFT, ColmapLens, colmap_lens, from_colmap
+from recon.io.colmap_camera import PIXEL_CENTRE_SHIFT, ColmapLens, colmap_lens, from_colmap
 from recon.tracking.features import FeatureOptions, match_frames
 from recon.types import Camera
 

@@ -25,6 +25,8 @@ MIN_CELLS = 8
 """Fewer cells than this get no field."""
 STUDENT_DOF = 3.0
 """Degrees of freedom of the noise model: outliers lose their weight."""
+WINDOW_REACH = 4.0
+"""Neighbours in time count up to this many standard deviations of the window."""
 MIN_NOISE = 0.005
 """Smallest standard deviation of a log ratio."""
 MAD_TO_SIGMA = 1.4826
@@ -42,8 +44,8 @@ class Field:
     """Of the kernel at each position."""
     length_scales: tuple[float, ...]
     amplitude: float
-    precision: Float[np.ndarray, "n n"]
-    """Inverse covariance of the data, for the posterior variance."""
+    variances: Float[np.ndarray, " n"]
+    """Of the noise at each position; the covariance is made from them when asked for, since every frame has a field."""
     limits: tuple[float, float]
     noise: float
     """Standard deviation of what the field does not explain, from leave-one-out residuals."""
@@ -53,7 +55,8 @@ class Field:
         if not self.length_scales:
             return np.zeros(len(at)), np.zeros(len(at))
         k = _kernel(at, self.points, self.length_scales, self.amplitude)
-        variance = self.amplitude**2 - ((k @ self.precision) * k).sum(axis=1)
+        precision = np.linalg.inv(_kernel(self.points, self.points, self.length_scales, self.amplitude) + np.diag(self.variances))
+        variance = self.amplitude**2 - ((k @ precision) * k).sum(axis=1)
         return np.clip(k @ self.weights, *self.limits), np.sqrt(np.maximum(variance, 0.0))
 
 
@@ -95,7 +98,7 @@ def _fit(x: np.ndarray, y: np.ndarray, counts: np.ndarray, length_scales: tuple[
     spread = max(MAD_TO_SIGMA * float(np.median(np.abs(y))), MIN_NOISE) if len(y) else MIN_NOISE
     if not length_scales:
         error = float(np.minimum(np.abs(y), 3.0 * spread).mean()) if len(y) else 0.0
-        return Field(np.zeros((0, 2)), np.zeros(0), (), 0.0, np.zeros((0, 0)), (0.0, 0.0), spread), error
+        return Field(np.zeros((0, 2)), np.zeros(0), (), 0.0, np.zeros(0), (0.0, 0.0), spread), error
     K = _kernel(x, x, length_scales, spread)
     noise, weight, residual = 0.5 * spread, np.ones(len(y)), y
     for _ in range(6):
@@ -108,7 +111,7 @@ def _fit(x: np.ndarray, y: np.ndarray, counts: np.ndarray, length_scales: tuple[
         weight = (STUDENT_DOF + 1.0) / (STUDENT_DOF + (residual / noise) ** 2)
     inliers = y[np.abs(residual) < 3.0 * noise]
     limits = np.quantile(inliers if len(inliers) else y, [CLAMP_QUANTILE, 1.0 - CLAMP_QUANTILE])
-    field = Field(x, alpha, length_scales, spread, precision, (float(limits[0]), float(limits[1])), noise)
+    field = Field(x, alpha, length_scales, spread, variance, (float(limits[0]), float(limits[1])), noise)
     return field, float(np.minimum(np.abs(residual), 3.0 * spread).mean())
 
 
@@ -135,8 +138,13 @@ def smooth_factors(
     own = np.array([float(np.median(ratios[i].log_ratio)) if i in ratios and len(ratios[i].log_ratio) else guesses[i] for i in indices])
     trust = np.maximum(count, pseudo_count)
     # A frame's say grows with its points but levels off: a thousand points are not a hundred times surer than ten.
-    near = np.exp(-0.5 * ((order[:, None] - order[None]) / window) ** 2) * (trust / (trust + 10.0 * pseudo_count))[None]
-    neighbours = (near @ own) / near.sum(axis=1)
+    say = trust / (trust + 10.0 * pseudo_count)
+    neighbours = np.empty(len(order))
+    for k, index in enumerate(order):
+        reach = WINDOW_REACH * window
+        near = slice(np.searchsorted(order, index - reach), np.searchsorted(order, index + reach, side="right"))
+        weight = np.exp(-0.5 * ((order[near] - index) / window) ** 2) * say[near]
+        neighbours[k] = (weight * own[near]).sum() / weight.sum()
     log_factor = (count * own + pseudo_count * neighbours) / (count + pseudo_count)
     return {index: float(value) for index, value in zip(indices, log_factor, strict=True)}
 
