@@ -106,8 +106,8 @@ class Scene:
 def look_at(position: np.ndarray, target: np.ndarray, roll_rad: float) -> Float[np.ndarray, "4 4"]:
     """T_world_camera of a camera at `position` whose optical axis meets `target`."""
     forward = (target - position) / np.linalg.norm(target - position)
-    helper = np.array([0.0, 1.0, 0.0]) if abs(forward[1]) < 0.95 else np.array([1.0, 0.0, 0.0])
-    right = np.cross(helper, forward)
+    sideways = np.array([0.0, 1.0, 0.0]) if abs(forward[1]) < 0.95 else np.array([1.0, 0.0, 0.0])
+    right = np.cross(sideways, forward)
     right /= np.linalg.norm(right)
     down = np.cross(forward, right)
     c, s = np.cos(roll_rad), np.sin(roll_rad)
