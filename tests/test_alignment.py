@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recon.geometry import se3
-from recon.geometry.alignment import median_scale, scale_and_shift, umeyama
+from recon.geometry.alignment import umeyama
 from recon.types import ReconError
 
 
@@ -53,26 +53,3 @@ def test_undetermined_alignments_are_refused():
         umeyama(line, line)
     with pytest.raises(ReconError, match="on one line"):
         umeyama(np.ones((4, 3)), np.ones((4, 3)))
-
-
-def test_median_scale_and_scale_and_shift():
-    rng = np.random.default_rng(3)
-    gt = rng.uniform(10.0, 80.0, (20, 30))
-    mask = rng.random((20, 30)) < 0.7
-    outside = np.where(mask, gt, np.nan)
-    assert median_scale(np.where(mask, gt / 3.0, np.nan), outside, mask) == pytest.approx(3.0)
-    scale, shift = scale_and_shift((outside - 7.0) / 2.5, outside, mask)
-    assert (scale, shift) == pytest.approx((2.5, 7.0))
-    noisy = gt + rng.normal(size=gt.shape)
-    np.testing.assert_allclose(scale_and_shift(noisy, gt, mask), np.polyfit(noisy[mask], gt[mask], 1), rtol=1e-9)
-
-
-def test_empty_masks_and_constant_predictions_are_refused():
-    ones, nothing, everything = np.ones((4, 4)), np.zeros((4, 4), dtype=bool), np.ones((4, 4), dtype=bool)
-    for align in (median_scale, scale_and_shift):
-        with pytest.raises(ReconError, match="no pixel is valid"):
-            align(ones, ones, nothing)
-    with pytest.raises(ReconError, match="constant"):
-        scale_and_shift(ones, ones, everything)
-    with pytest.raises(ReconError, match="zero"):
-        median_scale(0.0 * ones, ones, everything)

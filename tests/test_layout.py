@@ -141,3 +141,9 @@ print(*({"torch", "open3d", "pycolmap", "cv2", "av", "scipy", "matplotlib", "num
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stderr.strip() == ""
     assert "doctor" in result.stdout
+
+
+def test_only_the_evaluation_looks_at_the_truth():
+    truths = {"depth_gt", "trajectory_gt", "mesh_gt"}
+    users = {path.stem for path in STAGES for node in ast.walk(ast.parse(path.read_text())) if getattr(node, "attr", None) in truths}
+    assert users == {"evaluation"}

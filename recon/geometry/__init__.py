@@ -1,6 +1,6 @@
 """Cameras, rigid motions, alignments and surfaces of depth maps: mathematics without files or networks."""
 
-from recon.geometry.alignment import median_scale, scale_and_shift, umeyama
+from recon.geometry.alignment import umeyama
 from recon.geometry.cameras import angle_limit, covers, crop, pixel_grid, project, ray_grid, resize, unproject, usable_mask
 from recon.geometry.fit import default_camera, fit_fisheye
 from recon.geometry.surface import backproject, edge_mask, normals_from_depth
@@ -14,7 +14,6 @@ __all__ = [
     "default_camera",
     "edge_mask",
     "fit_fisheye",
-    "median_scale",
     "normals_from_depth",
     "pinhole_for",
     "pixel_grid",
@@ -23,7 +22,6 @@ __all__ = [
     "remap",
     "remap_grid",
     "resize",
-    "scale_and_shift",
     "umeyama",
     "unproject",
     "usable_mask",

@@ -1,9 +1,9 @@
-"""Least-squares and robust fits between two sets of points or two depth maps."""
+"""Least-squares fit between two sets of points."""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from recon.types import ReconError
 
@@ -33,30 +33,3 @@ def umeyama(
     variance = float(np.mean(np.sum(source_centred**2, axis=1)))
     scale = float(singular @ signs) / variance if with_scale else 1.0
     return scale, R, target_mean - scale * R @ source_mean
-
-
-def median_scale(pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]) -> float:
-    """Factor that brings the median of `pred` to that of `gt` over the mask."""
-    pred_median = float(np.median(_masked(pred, mask)))
-    if pred_median == 0.0:
-        raise ReconError("the median of the prediction is zero: no scale brings it to the truth", exit_code=1)
-    return float(np.median(gt[mask])) / pred_median
-
-
-def scale_and_shift(
-    pred: Float[np.ndarray, "*shape"], gt: Float[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]
-) -> tuple[float, float]:
-    """Least-squares `(scale, shift)` with `gt ~ scale * pred + shift` over the mask."""
-    x, y = _masked(pred, mask).astype(np.float64), gt[mask].astype(np.float64)
-    centred = x - x.mean()
-    variance = float(centred @ centred)
-    if variance <= np.finfo(np.float64).eps * float(x @ x):
-        raise ReconError("the prediction is constant over the mask: scale and shift are not determined", exit_code=1)
-    scale = float(centred @ (y - y.mean())) / variance
-    return scale, float(y.mean() - scale * x.mean())
-
-
-def _masked(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    if not mask.any():
-        raise ReconError("no pixel is valid in both the prediction and the truth: there is nothing to align", exit_code=1)
-    return values[mask]
