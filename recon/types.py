@@ -111,6 +111,8 @@ class DepthMap:
     valid: Bool[np.ndarray, "h w"]
     scale: Literal["metric", "scale_invariant", "affine_invariant"]
     """metric: millimetres; scale_invariant: up to one factor; affine_invariant: up to factor and shift."""
+    in_both_views: Bool[np.ndarray, "h w"] | None = None
+    """Of a stereo pair's truth: True where the other view sees the same place; None where nobody says."""
 
     @property
     def depth_mm(self) -> Float[np.ndarray, "h w"]:
@@ -125,6 +127,7 @@ class Trajectory:
 
     frame_indices: Int[np.ndarray, " n"]
     timestamps_s: Float[np.ndarray, " n"]
+    """NaN where a format carries no times."""
     T_world_camera: Float[np.ndarray, "n 4 4"]
     unit: Unit = "unitless"
 
@@ -173,6 +176,12 @@ class Metric:
     unit: str
     alignment: Alignment = "none"
     lower_is_better: bool = True
+    protocol: str | None = None
+    """The published protocol whose arithmetic gave it; None for this project's own definition."""
+    interval: tuple[float, float] | None = None
+    """95 % bootstrap interval of `value`, where there is something to resample."""
+    noise_floor: float | None = None
+    """In `unit`: the truth itself is not known better, so smaller differences mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,10 @@ class FrameSequence:
     frames: Sequence[Frame]
     camera: Camera | None = None
     """At the resolution of the source images."""
+    frame_camera: Callable[[int], Camera | None] | None = None
+    """From frame index to its own lens, where a data set calibrates every frame; else `camera` holds for all."""
+    is_unrelated: bool = False
+    """True when the frames are single views that do not follow one another."""
     unit: Unit = "unitless"
     """Of the truth below."""
     trajectory_gt: Trajectory | None = None
@@ -192,6 +205,13 @@ class FrameSequence:
     """From frame index to true depth on the source image's pixel grid."""
     mesh_gt: Callable[[], Mesh] | None = None
     """The part of the true surface that the camera saw."""
+    whole_mesh_gt: Callable[[], Mesh] | None = None
+    """The whole true surface, seen or not."""
+    frame_mesh_gt: Callable[[int, bool], Mesh | None] | None = None
+    """From frame index, and whether to merge what the second view of a stereo pair adds, to the true surface in that frame's
+    camera axes."""
+    noise_floor_mm: float | None = None
+    """What the data set's authors say about the error of their own truth, as a distance."""
     instrument_mask: Callable[[int], Bool[np.ndarray, "h w"] | None] | None = None
     """From frame index to a mask that is False on instruments."""
     incomplete: str | None = None

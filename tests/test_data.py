@@ -7,7 +7,7 @@ import pytest
 from layouts import HEIGHT, WIDTH, picture, poses, save, write_c3vd, write_endonerf, write_folder, write_jhu, write_servct
 from PIL import Image
 
-from recon.data import DATASETS, c3vd, detect, open_sequence, open_source
+from recon.data import DATASETS, c3vd, detect, endonerf, jhu, open_sequence, open_source
 from recon.geometry.cameras import project, resize, unproject
 from recon.io.atomic import write_json
 from recon.io.cameras import write_camera
@@ -31,6 +31,14 @@ def test_layouts_are_recognised(tmp_path):
     assert detect(write_jhu(tmp_path / "f")) == "jhu"
     assert detect(Path(__file__)) == "video"
     assert detect("phantom") == detect("phantom:tube?seed=3") == "phantom"
+
+
+@pytest.mark.parametrize(("reader", "own"), [(c3vd, write_c3vd), (endonerf, write_endonerf), (jhu, write_jhu)])
+def test_no_reader_claims_another_layout(tmp_path, reader, own):
+    for write in (write_folder, write_c3vd, write_servct, write_endonerf, write_jhu):
+        assert reader.matches(write(tmp_path / write.__name__)) == (write is own)
+    assert not reader.matches(tmp_path)
+    assert not reader.matches(Path(__file__))
 
 
 def test_a_dataset_name_overrides_detection(tmp_path):
@@ -130,6 +138,8 @@ def test_c3vd(tmp_path, version, transposed):
     assert mesh.vertices.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
     assert mesh.faces.tolist() == [[0, 1, 2]]
     assert mesh.unit == "mm"
+    assert len(sequence.whole_mesh_gt().faces) == 2
+    assert sequence.noise_floor_mm == 0.321
     assert (sequence.camera.model, sequence.camera.width_px, sequence.camera.height_px) == ("SCARAMUZZA", WIDTH, HEIGHT)
 
 
@@ -138,6 +148,28 @@ def test_c3vd_names_without_zeros_find_their_depth(tmp_path):
     assert [f.name for f in sequence.frames][:3] == ["0_color.png", "1_color.png", "2_color.png"]
     assert sequence.frames[10].name == "10_color.png"
     assert np.isclose(np.median(sequence.depth_gt(8).depth), 90, atol=1e-3)
+
+
+def test_c3vd_depth_in_8_bits_and_of_another_size(tmp_path):
+    root = write_c3vd(tmp_path / "a")
+    reduced = np.full((HEIGHT, WIDTH), 51, np.uint8)
+    reduced[0, :2] = 0, 255
+    save(root / "0001_depth.tiff", reduced)
+    save(root / "0002_depth.tiff", np.ones((HEIGHT * 2, WIDTH), np.uint16))
+    sequence = open_sequence(root)
+    assert np.isclose(sequence.depth_gt(1).depth_mm[5, 5], 20, atol=1e-4)
+    assert np.argwhere(~sequence.depth_gt(1).valid).tolist() == [[0, 0], [0, 1]]
+    with pytest.raises(ReconError, match=r"0002_depth\.tiff is 40x64 but its frame is 40x32"):
+        sequence.depth_gt(2)
+
+
+def test_c3vd_screening_videos_have_poses_only(tmp_path):
+    root = write_c3vd(tmp_path / "a", version=2)
+    for file in [*(root / "depth").iterdir(), root / "coverage_mesh.obj"]:
+        file.unlink()
+    sequence = open_sequence(root)
+    assert (sequence.depth_gt, sequence.mesh_gt, sequence.whole_mesh_gt) == (None, None, None)
+    assert len(sequence.trajectory_gt) == 4
 
 
 def test_c3vd_with_frames_taken_out_keeps_the_right_poses(tmp_path):
@@ -175,35 +207,6 @@ def test_c3vd_bad_poses_are_named(tmp_path, text, word):
         open_sequence(root)
 
 
-# --- SERV-CT
-
-
-@pytest.mark.parametrize("reference", ["Ground_truth_CT", "Reference_CT", "Reference_RGB"])
-def test_servct_both_spellings_of_the_reference(tmp_path, reference):
-    sequence = open_sequence(write_servct(tmp_path / "Experiment_1", reference))
-    assert sequence.camera == Camera("PINHOLE", WIDTH, HEIGHT, (30.0, 31.0, 19.5, 15.25))
-    depth = sequence.depth_gt(1)
-    assert depth.depth_mm.max() == 64
-    assert np.argwhere(~depth.valid).tolist() == [[0, 0], [0, 1]]  # zero, and blue; red still has a surface
-    assert sequence.trajectory_gt is None
-    assert "unrelated" in sequence.notes[-1]
-
-
-def test_servct_root_has_all_experiments_in_order(tmp_path):
-    write_servct(tmp_path / "Experiment_1")
-    write_servct(tmp_path / "Experiment_2", "Reference_CT", first=3)
-    sequence = open_sequence(tmp_path)
-    assert [f.name for f in sequence.frames] == ["Experiment_1/001", "Experiment_1/002", "Experiment_2/003", "Experiment_2/004"]
-    assert all(sequence.depth_gt(k).valid.mean() > 0.9 for k in range(4))
-
-
-def test_servct_damaged_calibration_is_named(tmp_path):
-    write_servct(tmp_path / "Experiment_1")
-    (tmp_path / "Experiment_1" / "Rectified_calibration" / "002.json").write_text('{"P1": {"data": [1, 2]}}')
-    with pytest.raises(ReconError, match=r"002\.json"):
-        open_sequence(tmp_path)
-
-
 # --- EndoNeRF
 
 
@@ -216,11 +219,28 @@ def test_endonerf(tmp_path):
     assert (depth.depth_mm.max(), depth.valid.sum()) == (53, WIDTH * HEIGHT - 1)
     assert sequence.trajectory_gt is None
     assert "stands still" in sequence.notes[0]
+    assert "not a measurement" in sequence.notes[1]
+
+
+def test_endonerf_truth_is_what_the_file_says(tmp_path):
+    """The published loaders clip depth to percentiles and score images with other masks; here both are only remarked."""
+    root = write_endonerf(tmp_path / "a")
+    depth = np.full((HEIGHT, WIDTH), 50, np.uint16)
+    depth[0, :3] = 0, 1, 900
+    save(root / "depth" / "frame-000001.depth.png", depth)
+    (root / "gt_masks").mkdir()
+    sequence = open_sequence(root)
+    assert sequence.depth_gt(1).depth_mm[0, :4].tolist() == [0, 1, 900, 50]
+    assert "gt_masks" in sequence.notes[-1]
+    save(root / "depth" / "frame-000002.depth.png", depth[:, :-1])
+    with pytest.raises(ReconError, match=r"000002\.depth\.png is 39x32 but its frame is 40x32"):
+        sequence.depth_gt(2)
 
 
 def test_endonerf_with_a_moving_camera_has_a_trajectory(tmp_path):
     sequence = open_sequence(write_endonerf(tmp_path / "a", still=False))
     assert np.allclose(sequence.trajectory_gt.T_world_camera, poses(4))
+    assert "OpenCV axes" in sequence.notes[0]
 
 
 def test_endonerf_files_must_agree(tmp_path):
@@ -241,6 +261,7 @@ def test_jhu(tmp_path, per_view):
     sequence = open_sequence(write_jhu(tmp_path / "a", per_view=per_view, num_views=6))
     assert sequence.camera.params == (28.5, 28.5 if per_view else 29.5, 19.25, 15.75)
     assert sequence.unit == sequence.trajectory_gt.unit == "unitless"
+    assert "not a measurement" in sequence.notes[-1]
     assert sequence.trajectory_gt.frame_indices.tolist() == [0, 1, 2, 3]
     assert np.allclose(sequence.trajectory_gt.T_world_camera, poses(6)[:4], atol=1e-7)
 

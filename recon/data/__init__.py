@@ -1,7 +1,7 @@
 """Which layouts are known, and in which order a path is tried against them.
 
-A source is `phantom`, a video file, or a folder. A folder is asked, in this order, whether it looks like C3VD, SERV-CT,
-EndoNeRF or the JHU nasal layout; the first that says yes opens it, and any other folder is a plain folder of images.
+A source is `phantom`, a video file, or a folder. A folder is asked, in the order of `DATASETS`, whether it has the layout of a
+known data set; the first that says yes opens it, and any other folder is a plain folder of images.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recon.data import c3vd, endonerf, folder, jhu, servct, video
+from recon.data import c3vd, endonerf, endoslam, endosynth, folder, hamlyn, jhu, scared, servct, simcol, stereomis, video
 from recon.data.masks import instrument_masks
 from recon.io.atomic import read_json
 from recon.io.cameras import check_camera_size, read_camera
@@ -26,6 +26,8 @@ class Dataset:
     open: Callable[[Path], FrameSequence]
     timed: bool = False
     """True when the frames' timestamps come from the source itself."""
+    protocols: tuple[str, ...] = ()
+    """Published depth protocols that belong to it, keys of `recon.eval.protocols.PROTOCOLS`."""
 
 
 def is_phantom(source: str | Path) -> bool:
@@ -44,9 +46,33 @@ DATASETS: dict[str, Dataset] = {
         "a rendered scene with known truth: phantom or phantom:SCENE?seed=N&frames=N", is_phantom, _open_phantom, timed=True
     ),
     "video": Dataset("a video file", video.matches, video.open_video, timed=True),
-    "c3vd": Dataset("C3VD v1 or v2: colonoscopy phantom, one sequence a folder", c3vd.matches, c3vd.open_c3vd),
-    "servct": Dataset("SERV-CT: stereo pairs with CT reference, the root or one Experiment folder", servct.matches, servct.open_servct),
+    "c3vd": Dataset("C3VD v1 or v2: colonoscopy phantom, one sequence a folder", c3vd.matches, c3vd.open_c3vd, protocols=("c3vd-endodac",)),
+    "servct": Dataset(
+        "SERV-CT: stereo pairs with CT reference, the root or one Experiment folder",
+        servct.matches,
+        servct.open_servct,
+        protocols=("servct-official", "servct-mono"),
+    ),
+    "scared": Dataset(
+        "SCARED: one keyframe with its video, or a dataset folder of keyframes",
+        scared.matches,
+        scared.open_scared,
+        timed=True,
+        protocols=("scared-af",),
+    ),
+    "hamlyn": Dataset("Hamlyn as rectified by Recasens, one sequence a folder", hamlyn.matches, hamlyn.open_hamlyn, protocols=("hamlyn",)),
     "endonerf": Dataset("EndoNeRF: still stereo endoscope, deforming tissue", endonerf.matches, endonerf.open_endonerf),
+    "stereomis": Dataset(
+        "StereoMIS: stereo video with kinematics, one recording a folder", stereomis.matches, stereomis.open_stereomis, timed=True
+    ),
+    "endoslam": Dataset("EndoSLAM: frames with poses, one sequence a folder", endoslam.matches, endoslam.open_endoslam),
+    "endosynth": Dataset(
+        "EndoSynth: rendered views with metric depth",
+        endosynth.matches,
+        endosynth.open_endosynth,
+        protocols=("endosynth-relative", "endosynth-metric"),
+    ),
+    "simcol": Dataset("SimCol3D: rendered colonoscopy, one Frames folder", simcol.matches, simcol.open_simcol),
     "jhu": Dataset("JHU nasal endoscopy with structure-from-motion poses", jhu.matches, jhu.open_jhu),
     "folder": Dataset("a folder of images of one size", Path.is_dir, folder.open_folder),
 }

@@ -1,20 +1,21 @@
 """C3VD v1 and v2: a real colonoscope in a silicone colon, with depth, poses and the surface it saw.
 
 Poses are camera-to-world in millimetres; current files hold each matrix transposed, older ones do not, and which it is shows
-in the bottom row. Depth is z-depth, 16 bit over 0 to 100 mm, both ends meaning unknown. The lens is Scaramuzza's model with
-the published constants, rescaled when the images are.
+in the bottom row. Depth is z-depth, 16 bit over 0 to 100 mm, both ends meaning unknown (8 bit where a preprocessing script
+has reduced it). The lens is Scaramuzza's model with the published constants, rescaled when the images are. Screening and
+deformation videos have poses only.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from recon.data.depth_files import depth_files, depth_from_levels
 from recon.data.folder import frame_number, image_files, still_sequence
 from recon.data.truth import check_rigid, frame_trajectory, read_number_rows
 from recon.geometry.cameras import resize
@@ -42,6 +43,8 @@ CAMERA = Camera(
 """The Olympus CF-HQ190L as calibrated by the data set's authors, pixel centres at integers."""
 
 MAX_DEPTH_MM = 100.0
+NOISE_FLOOR_MM = 0.321
+"""Bobrow et al. 2023: mean translation error of the registration of video to model, in simulation (with 0.159 degrees)."""
 _KEYS = ("cx", "cy", "a0", "a1", "a2", "a3", "a4", "c", "d", "e")
 
 
@@ -57,6 +60,7 @@ def open_c3vd(path: Path) -> FrameSequence:
     stills = still_sequence(path, files)
     numbers = [frame_number(file.name) for file in files]
     camera, notes = _camera(path, stills.width_px, stills.height_px)
+    depths = depth_files(path / "depth" if (path / "depth").is_dir() else path, numbers, r"\d+_depth\.tiff?")
     mesh_file = path / "coverage_mesh.obj"
     return FrameSequence(
         path.resolve().name,
@@ -65,8 +69,10 @@ def open_c3vd(path: Path) -> FrameSequence:
         camera=camera,
         unit="mm",
         trajectory_gt=frame_trajectory(stills.frames, numbers, dict(enumerate(read_poses(path / "pose.txt"))), "mm"),
-        depth_gt=partial(_depth, _depth_files(path, numbers)),
+        depth_gt=partial(_depth, depths, (stills.width_px, stills.height_px)) if depths else None,
         mesh_gt=partial(_covered_mesh, mesh_file) if mesh_file.is_file() else None,
+        whole_mesh_gt=partial(_whole_mesh, mesh_file) if mesh_file.is_file() else None,
+        noise_floor_mm=NOISE_FLOOR_MM,
         notes=stills.notes + notes,
     )
 
@@ -88,18 +94,17 @@ def _color_files(path: Path) -> list[Path]:
     return flat or (image_files(path / "rgb", r"\d+(_color)?\.png") if (path / "rgb").is_dir() else [])
 
 
-def _depth_files(path: Path, numbers: Sequence[int]) -> dict[int, Path]:
-    folder = path / "depth" if (path / "depth").is_dir() else path
-    by_number = {frame_number(file.name): file for file in image_files(folder, r"\d+_depth\.tiff?")}
-    return {index: by_number[number] for index, number in enumerate(numbers) if number in by_number}
-
-
-def _depth(file_of: dict[int, Path], index: int) -> DepthMap | None:
+def _depth(file_of: dict[int, Path], size_px: tuple[int, int], index: int) -> DepthMap | None:
     if index not in file_of:
         return None
-    values = read_integers(file_of[index])
-    valid = (values > 0) & (values < 65535)
-    return DepthMap(np.where(valid, values * (MAX_DEPTH_MM / 65535), 0).astype(np.float32), valid, "metric")
+    levels = read_integers(file_of[index])
+    clipped = int(np.iinfo(levels.dtype).max)
+    return depth_from_levels(file_of[index], levels, size_px, MAX_DEPTH_MM / clipped, 1, clipped - 1)
+
+
+def _whole_mesh(path: Path) -> Mesh:
+    vertices, faces, _ = read_obj(path)
+    return Mesh(vertices, faces, unit="mm")
 
 
 def _covered_mesh(path: Path) -> Mesh:

@@ -3,6 +3,7 @@
 `poses_bounds.npy` holds a 3x5 matrix [R | t | height, width, focal] and two depth bounds a frame, with OpenCV axes (no LLFF axis
 flip). The published loaders put the principal point at (width / 2, height / 2) counted from the first pixel's centre, and so
 does this one. When all poses are the same the camera stood still: no trajectory is offered as truth, since none can be scored.
+Depth is given as it is stored: the percentiles to which those loaders clip it are their training's, not the truth's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from recon.data.depth_files import depth_from_levels
 from recon.data.folder import image_files, still_sequence
 from recon.data.masks import masks_from_files
 from recon.data.truth import check_rigid, frame_trajectory
@@ -37,9 +39,6 @@ def open_endonerf(path: Path) -> FrameSequence:
     depths = _beside(path / "depth", len(stills.frames))
     poses = table[: len(stills.frames), :15].reshape(-1, 3, 5)
     still = bool(np.all(np.abs(poses[:, :, :4] - poses[0, :, :4]) < 1e-9))
-    notes = ("the camera stands still: no trajectory is scored",) if still else ()
-    if depths:
-        notes += ("the depth that comes with the data is a stereo network's estimate in whole millimetres, not a measurement",)
     return FrameSequence(
         path.resolve().name,
         "endonerf",
@@ -49,9 +48,9 @@ def open_endonerf(path: Path) -> FrameSequence:
         trajectory_gt=None
         if still
         else frame_trajectory(stills.frames, range(len(poses)), dict(enumerate(_rigid(path / "poses_bounds.npy", poses))), "mm"),
-        depth_gt=partial(_depth, depths) if depths else None,
+        depth_gt=partial(_depth, depths, (stills.width_px, stills.height_px)) if depths else None,
         instrument_mask=masks_from_files(dict(enumerate(masks))) if masks else None,
-        notes=stills.notes + notes,
+        notes=stills.notes + _notes(path, still, bool(depths)),
     )
 
 
@@ -65,6 +64,17 @@ def read_poses_bounds(path: Path) -> Float[np.ndarray, "n 17"]:
     if not np.all(np.isfinite(table)):
         raise ReconError(f"{path} holds numbers that are not finite")
     return table.astype(np.float64)
+
+
+def _notes(path: Path, still: bool, has_depth: bool) -> tuple[str, ...]:
+    notes = ["the camera stands still: no trajectory is scored"] if still else []
+    if not still:
+        notes.append("the poses are read with OpenCV axes, as EndoNeRF's loaders do; a LLFF file of another program has other axes")
+    if has_depth:
+        notes.append("the depth that comes with the data is a stereo network's estimate in whole millimetres, not a measurement")
+    if (path / "gt_masks").is_dir():
+        notes.append("instruments are masked by `masks`; the published image scores use `gt_masks`, which differ")
+    return tuple(notes)
 
 
 def _camera(size_and_focal: Float[np.ndarray, " 3"], width_px: int, height_px: int) -> Camera:
@@ -92,6 +102,5 @@ def _beside(folder: Path, num_frames: int) -> list[Path]:
     return files
 
 
-def _depth(files: Sequence[Path], index: int) -> DepthMap:
-    depth_mm = read_integers(files[index]).astype(np.float32)
-    return DepthMap(depth_mm, depth_mm > 0, "metric")
+def _depth(files: Sequence[Path], size_px: tuple[int, int], index: int) -> DepthMap:
+    return depth_from_levels(files[index], read_integers(files[index]), size_px, 1.0, 1, 65535)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from recon.io.images import IMAGE_SUFFIXES, ImageInfo, read_image, read_info
+from recon.io.names import last_number, natural_key
 from recon.types import Frame, FrameError, FrameSequence, ReconError
 
 DEFAULT_FRAME_RATE_HZ = 25.0
@@ -37,11 +38,6 @@ def open_folder(path: Path) -> FrameSequence:
         raise ReconError(f"{path} holds no image ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})")
     stills = still_sequence(path, files)
     return FrameSequence(path.resolve().name, "folder", stills.frames, notes=stills.notes)
-
-
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sorts `2.png` before `10.png`."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def image_files(folder: Path, pattern: str = r".*") -> list[Path]:
@@ -77,10 +73,10 @@ def still_sequence(source: Path, files: Sequence[Path], names: Sequence[str] | N
 
 def frame_number(name: str) -> int:
     """The last run of digits of a file name without its suffix. Raises ReconError when there is none."""
-    digits = re.findall(r"\d+", Path(name).stem)
-    if not digits:
+    number = last_number(name)
+    if number is None:
         raise ReconError(f"{name} has no frame number in its name")
-    return int(digits[-1])
+    return number
 
 
 def _info_or_none(file: Path) -> ImageInfo | None:

@@ -19,6 +19,7 @@ from recon.geometry.se3 import matrix_from_quat_wxyz
 from recon.types import Camera, FrameSequence, ReconError
 
 _INTRINSICS = "camera_intrinsics_per_view"
+_PSEUDO_TRUTH = "the poses are a structure-from-motion result of the data set's authors at an arbitrary scale, not a measurement"
 
 
 def matches(path: Path) -> bool:
@@ -44,7 +45,7 @@ def open_jhu(path: Path) -> FrameSequence:
         camera=camera,
         unit="unitless",
         trajectory_gt=frame_trajectory(stills.frames, numbers, dict(zip(views, poses, strict=True)), "unitless"),
-        notes=stills.notes + notes,
+        notes=(*stills.notes, *notes, _PSEUDO_TRUTH),
     )
 
 

@@ -51,11 +51,29 @@ class Listing:
     incomplete: str | None
 
 
+@dataclass(frozen=True)
+class Recording:
+    """The frames of a video file and what is known of them before any is decoded."""
+
+    frames: Sequence[Frame]
+    width_px: int
+    height_px: int
+    """As stored, before a rotation is applied."""
+    incomplete: str | None
+    notes: tuple[str, ...]
+
+
 def matches(path: Path) -> bool:
     return path.is_file()
 
 
 def open_video(path: Path) -> FrameSequence:
+    """Raises ReconError as `open_recording`."""
+    recording = open_recording(path)
+    return FrameSequence(path.stem, "video", recording.frames, incomplete=recording.incomplete, notes=recording.notes)
+
+
+def open_recording(path: Path) -> Recording:
     """Raises ReconError naming the file when it is no video, has fewer than 2 frames or an absurd size or frame rate."""
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise ReconError(f"{path} is one image; a reconstruction needs at least 2 frames: give the folder of images")
@@ -70,7 +88,8 @@ def open_video(path: Path) -> FrameSequence:
         raise ReconError(f"{path} claims {num_frames} frames in {duration_s:.3g} s; more than {MAX_FRAME_RATE_HZ:.0f} Hz is refused")
     times_s = unique_timestamps((listing.pts - listing.pts[0]) * listing.tick_s)
     decoder = Decoder(path, listing)
-    return FrameSequence(path.stem, "video", _VideoFrames(decoder, times_s), incomplete=listing.incomplete, notes=_notes(decoder, listing))
+    frames = _VideoFrames(decoder, times_s)
+    return Recording(frames, listing.width_px, listing.height_px, listing.incomplete, _notes(decoder, listing))
 
 
 def unique_timestamps(times_s: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

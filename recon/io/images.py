@@ -64,15 +64,15 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
         return np.array(_to_rgb(upright), dtype=np.uint8)
 
 
-def read_integers(path: str | Path) -> UInt16[np.ndarray, "h w"]:
-    """One channel of raw integers (8 or 16 bit, PNG or TIFF), as data sets store depth. Raises as `read_image`."""
+def read_integers(path: str | Path) -> UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]:
+    """One channel of raw integers as the file has them (8 or 16 bit, PNG or TIFF): data sets store depth so. Raises as `read_image`."""
     with _opened(path) as image:
         if image.mode not in ("L", "I;16", "I;16B", "I"):
             raise FrameError(f"{path} should hold one channel of integers, found pixels of kind {image.mode}")
         values = np.array(image)
     if values.min() < 0 or values.max() > 65535:
         raise FrameError(f"{path} should hold 16-bit integers, found values from {values.min()} to {values.max()}")
-    return values.astype(np.uint16)
+    return values.astype(np.uint8 if image.mode == "L" else np.uint16)
 
 
 def write_jpeg(path: str | Path, image: UInt8[np.ndarray, "h w 3"]) -> None:

@@ -1,11 +1,12 @@
 """Triangle meshes: PLY for work, GLB for showing, and other programs' files read with suspicion.
 
-Foreign files go through trimesh and are checked; Open3D's PLY reader crashes on damaged ones and is not used for them.
+Foreign files go through trimesh and are checked before and after; Open3D's PLY reader crashes on damaged ones and is not
+used for them.
 """
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,30 @@ import trimesh
 from jaxtyping import Float, Int
 
 from recon.io.atomic import atomic_path, write_bytes
+from recon.io.mesh_headers import check_mesh_file, claimed_counts
+from recon.io.obj import read_obj
+from recon.io.units import MM_PER_UNIT, LengthUnit
 from recon.types import Mesh, ReconError
 
 MESH_SUFFIXES = (".ply", ".obj", ".stl", ".off", ".glb")
-MAX_BYTES = 4_000_000_000
+MAX_COORDINATE = 1e9
+"""In file units: what is farther from the origin is damage, and overflows the single precision of ray casting."""
 
 _GLTF_AXES = np.array([1.0, -1.0, -1.0])
 """glTF has Y up and looks along -Z; the world has the first camera's axes: Y down, Z forward. A half turn about X."""
 _METRES_PER_MM = 0.001
+_WITHOUT_SHARED_VERTICES = (".stl", ".glb")
+"""Formats that repeat a vertex for each face (STL) or wherever a texture or normal has a seam (GLB)."""
 
 
-def write_ply(path: str | Path, mesh: Mesh) -> None:
-    """Binary little-endian PLY: positions and normals, then colours, `confidence` and `observations` where known."""
+def write_ply(path: str | Path, mesh: Mesh, quality: Float[np.ndarray, " v"] | None = None) -> None:
+    """Binary little-endian PLY: positions and normals, then colours, `confidence` and `observations` where known.
+
+    `quality` is any number per vertex, such as its error: mesh viewers colour by a property of that name. Raises ReconError
+    when it is not finite.
+    """
+    if quality is not None and not np.all(np.isfinite(quality)):
+        raise ReconError(f"{path}: quality of a vertex should be finite, found {np.count_nonzero(~np.isfinite(quality))} that are not")
     vertices = np.asarray(mesh.vertices)
     normals = mesh.normals if mesh.normals is not None else vertex_normals(vertices, mesh.faces)
     columns: dict[str, tuple[str, str, np.ndarray]] = {}
@@ -32,9 +45,9 @@ def write_ply(path: str | Path, mesh: Mesh) -> None:
         columns |= {name: ("float", "<f4", values[:, i]) for i, name in enumerate(names.split())}
     if mesh.colors is not None:
         columns |= {name: ("uchar", "u1", mesh.colors[:, i]) for i, name in enumerate(("red", "green", "blue"))}
-    for name in ("confidence", "observations"):
-        if getattr(mesh, name) is not None:
-            columns[name] = ("float", "<f4", getattr(mesh, name))
+    for name, values in (("confidence", mesh.confidence), ("observations", mesh.observations), ("quality", quality)):
+        if values is not None:
+            columns[name] = ("float", "<f4", values)
     vertex_table = np.zeros(len(vertices), dtype=[(name, dtype) for name, (_, dtype, _) in columns.items()])
     for name, (_, _, values) in columns.items():
         vertex_table[name] = values
@@ -65,25 +78,42 @@ def write_glb(path: str | Path, mesh: Mesh) -> None:
     write_bytes(path, scene.export(file_type="glb", include_normals=True))
 
 
-def read_mesh(path: str | Path) -> Mesh:
-    """A triangle mesh in its own unit: GLB comes back in world axes, and in mm unless it is marked as unitless.
+def read_mesh(path: str | Path, unit: LengthUnit | None = None) -> Mesh:
+    """A triangle mesh in mm, or in its own numbers where nothing says what they are ("unitless").
 
-    Raises ReconError naming the file for anything that is not a finite, non-empty mesh with valid indices.
+    Polygons become triangles, STL and GLB get back the vertices that their faces share, and faces that name a vertex twice
+    are left out. GLB comes back in world axes.
+
+    Args:
+        unit: of the numbers in the file, where it does not say: this program's PLY and GLB do, and other GLB is in metres
+            unless declared here; "unitless" also sets aside what the file says.
+
+    Raises ReconError naming the file for anything that is not a finite, non-empty mesh with valid indices, and for a unit
+    that contradicts the file.
     """
     path = Path(path)
-    _check_file(path)
+    if path.suffix.lower() not in MESH_SUFFIXES:
+        raise ReconError(f"{path} is no mesh format that is read ({', '.join(s[1:] for s in MESH_SUFFIXES)})")
+    check_mesh_file(path)
     try:
-        loaded = trimesh.load(path, process=False, force="scene" if path.suffix.lower() == ".glb" else "mesh", skip_materials=True)
-        extras = dict(loaded.metadata) if path.suffix.lower() == ".glb" else {}
-        body = loaded.to_geometry() if isinstance(loaded, trimesh.Scene) else loaded
-        mesh = _from_trimesh(path, body)
+        mesh, says, assumed = _read_glb(path) if path.suffix.lower() == ".glb" else _read_other(path)
     except ReconError:
         raise
     except Exception as error:  # trimesh's readers raise many unrelated types on damaged files.
-        raise ReconError(
-            f"{path} cannot be read as a mesh: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        ) from error
-    return _from_gltf(path, mesh, extras) if path.suffix.lower() == ".glb" else mesh
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ReconError(f"{path} cannot be read as a mesh: {reason}; if another program opens it, save it there as triangles") from error
+    if unit not in (None, says, "unitless") and says is not None:
+        raise ReconError(f"{path} says that it is in {says}, but {unit} was declared: leave the unit out or declare {says}")
+    final = unit or says or assumed
+    return replace(mesh, vertices=mesh.vertices * MM_PER_UNIT.get(final, 1.0), unit="unitless" if final == "unitless" else "mm")
+
+
+def states_no_unit(path: str | Path) -> bool:
+    """Whether a file of this program says that its lengths have no unit; other programs' files say nothing either way."""
+    path = Path(path)
+    if path.suffix.lower() == ".glb":
+        return read_mesh(path).unit == "unitless"
+    return path.suffix.lower() == ".ply" and _says(path, b"unit unitless")
 
 
 def vertex_normals(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]) -> Float[np.ndarray, "v 3"]:
@@ -97,42 +127,70 @@ def vertex_normals(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f
     return np.where(length > 0, normals / np.where(length > 0, length, 1), (0.0, 0.0, 1.0))
 
 
-def _check_file(path: Path) -> None:
-    if path.suffix.lower() not in MESH_SUFFIXES:
-        raise ReconError(f"{path} is no mesh format that is read ({', '.join(s[1:] for s in MESH_SUFFIXES)})")
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(64_000)
-    except OSError as error:
-        raise ReconError(f"{path} cannot be read: {error.strerror}") from error
-    if size > MAX_BYTES:
-        raise ReconError(f"{path} is larger than {MAX_BYTES // 10**9} GB")
-    if path.suffix.lower() == ".ply":
-        claimed = sum(int(count) for count in re.findall(rb"^element \w+ (\d{1,18})\s*$", head.split(b"end_header")[0], re.MULTILINE))
-        if claimed > size:
-            raise ReconError(f"{path} claims {claimed} elements in {size} bytes: it is cut short or damaged")
+def _read_other(path: Path) -> tuple[Mesh, LengthUnit | None, LengthUnit]:
+    """The mesh in file numbers, the unit that the file says, and the one to assume otherwise."""
+    if path.suffix.lower() == ".obj":
+        vertices, faces, _ = read_obj(path)
+        return _checked(path, Mesh(vertices, faces)), None, "unitless"
+    body = trimesh.load(path, process=False, force="mesh", skip_materials=True)
+    says: LengthUnit | None = "mm" if path.suffix.lower() == ".ply" and _says(path, b"unit mm") else None
+    mesh = _from_trimesh(body)
+    claimed = claimed_counts(path)
+    if claimed is not None and (len(mesh.vertices) < claimed[0] or len(mesh.faces) < claimed[1]):
+        found = f"{len(mesh.vertices)} vertices and {len(mesh.faces)} triangles"
+        raise ReconError(f"{path} claims {claimed[0]} vertices and {claimed[1]} faces, but {found} can be read: it is cut short or damaged")
+    return _checked(path, mesh), says, "unitless"
 
 
-def _from_trimesh(path: Path, body: trimesh.Trimesh) -> Mesh:
+def _read_glb(path: Path) -> tuple[Mesh, LengthUnit | None, LengthUnit]:
+    scene = trimesh.load(path, process=False, force="scene", skip_materials=True)
+    extras = dict(scene.metadata)
+    metres_per_unit = extras.get("metres_per_unit", 1.0)
+    if type(metres_per_unit) not in (int, float) or not 0 < metres_per_unit < np.inf:
+        raise ReconError(f"{path}: metres_per_unit in extras should be a positive number, found {metres_per_unit!r}")
+    mesh = _from_trimesh(scene.to_geometry())
+    says: LengthUnit | None = "mm" if "metres_per_unit" in extras and extras.get("source_unit") == "mm" else None
+    mesh = _checked(path, replace(mesh, vertices=mesh.vertices * _GLTF_AXES / metres_per_unit))
+    return mesh, says, "unitless" if extras.get("source_unit") == "unitless" else "m"
+
+
+def _from_trimesh(body: trimesh.Trimesh) -> Mesh:
     vertices, faces = np.array(body.vertices, dtype=np.float64), np.array(body.faces, dtype=np.int64)
+    attributes = _ply_attributes(body)
+    has_colors = body.visual.kind == "vertex" and len(body.visual.vertex_colors) == len(vertices)
+    colors = np.array(body.visual.vertex_colors[:, :3], dtype=np.uint8) if has_colors else None
+    return Mesh(vertices.reshape(-1, 3), faces.reshape(-1, 3), colors=colors, **attributes)
+
+
+def _checked(path: Path, mesh: Mesh) -> Mesh:
+    """The mesh without degenerate faces. Raises ReconError for what is no surface."""
+    vertices, faces = mesh.vertices, mesh.faces
     if not len(vertices) or not len(faces):
         raise ReconError(f"{path} holds {len(vertices)} vertices and {len(faces)} faces: no surface")
     if not np.all(np.isfinite(vertices)):
         raise ReconError(f"{path} holds vertices that are not finite")
+    if np.abs(vertices).max() > MAX_COORDINATE:
+        raise ReconError(f"{path} holds vertices up to {np.abs(vertices).max():.3g} from the origin; above {MAX_COORDINATE:.0e} is refused")
     if faces.min() < 0 or faces.max() >= len(vertices):
-        raise ReconError(f"{path}: a face names vertex {faces.max()} of {len(vertices)}")
-    attributes = _ply_attributes(body)
-    has_colors = body.visual.kind == "vertex" and len(body.visual.vertex_colors) == len(vertices)
-    return Mesh(
-        vertices,
-        faces,
-        colors=np.array(body.visual.vertex_colors[:, :3], dtype=np.uint8) if has_colors else None,
-        normals=attributes.get("normals"),
-        confidence=attributes.get("confidence"),
-        observations=attributes.get("observations"),
-        unit="mm" if path.suffix.lower() == ".ply" and _says_mm(path) else "unitless",
-    )
+        named = faces.min() if faces.min() < 0 else faces.max()
+        raise ReconError(f"{path}: a face names vertex {named}, counted from 0, of {len(vertices)}")
+    if path.suffix.lower() in _WITHOUT_SHARED_VERTICES:
+        mesh = _with_shared_vertices(mesh)
+    a, b, c = mesh.faces.T
+    is_proper = (a != b) & (b != c) & (c != a)
+    if not is_proper.any():
+        raise ReconError(f"{path}: each of its {len(faces)} faces names a vertex twice: no surface")
+    return mesh if is_proper.all() else replace(mesh, faces=mesh.faces[is_proper])
+
+
+def _with_shared_vertices(mesh: Mesh) -> Mesh:
+    """Vertices at bit-identical positions become the first of them."""
+    _, first, same_as = np.unique(mesh.vertices + 0.0, axis=0, return_index=True, return_inverse=True)  # + 0.0: -0 is 0
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    colors = None if mesh.colors is None else mesh.colors[first[order]]
+    return Mesh(mesh.vertices[first[order]], place[same_as.reshape(-1)[mesh.faces]], colors, unit=mesh.unit)
 
 
 def _ply_attributes(body: trimesh.Trimesh) -> dict[str, np.ndarray]:
@@ -150,18 +208,6 @@ def _ply_attributes(body: trimesh.Trimesh) -> dict[str, np.ndarray]:
     return {name: values for name, values in columns.items() if len(values) == len(body.vertices) and np.all(np.isfinite(values))}
 
 
-def _says_mm(path: Path) -> bool:
+def _says(path: Path, comment: bytes) -> bool:
     with path.open("rb") as file:
-        return b"\ncomment unit mm\n" in file.read(4096)
-
-
-def _from_gltf(path: Path, mesh: Mesh, extras: dict) -> Mesh:
-    metres_per_unit = extras.get("metres_per_unit", _METRES_PER_MM)
-    if type(metres_per_unit) not in (int, float) or not 0 < metres_per_unit < np.inf:
-        raise ReconError(f"{path}: metres_per_unit in extras should be a positive number, found {metres_per_unit!r}")
-    return Mesh(
-        mesh.vertices * _GLTF_AXES / metres_per_unit,
-        mesh.faces,
-        colors=mesh.colors,
-        unit="unitless" if extras.get("source_unit") == "unitless" else "mm",
-    )
+        return b"\ncomment " + comment + b"\n" in file.read(4096)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from recon.geometry.se3 import matrix_from_quat_wxyz, quat_wxyz_from_matrix
 from recon.io.atomic import write_text
@@ -12,6 +13,7 @@ from recon.types import ReconError, Trajectory, Unit
 
 MAX_VALUE = 1e12
 """Larger numbers (and NaN) are damage; Unix time in seconds or milliseconds stays below."""
+MAX_BYTES = 200_000_000
 
 
 def write_tum(path: str | Path, trajectory: Trajectory) -> None:
@@ -28,7 +30,11 @@ def read_tum(path: str | Path, unit: Unit = "unitless") -> Trajectory:
 
     Raises ReconError naming the line for anything but 8 finite, sane numbers, a quaternion of length 0 or a repeated timestamp.
     """
-    rows = _read_rows(Path(path))
+    numbers, rows = read_rows(Path(path), 8, "timestamp tx ty tz qx qy qz qw")
+    length = np.linalg.norm(rows[:, 4:], axis=1)
+    bad = np.flatnonzero((length <= 0.5) | (length >= 2))
+    if len(bad):
+        raise ReconError(f"{path} line {numbers[bad[0]]}: the quaternion should have length 1, found {length[bad[0]]:.3g}")
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     repeated = np.flatnonzero(np.diff(rows[:, 0]) <= 0)
     if len(repeated):
@@ -40,24 +46,33 @@ def read_tum(path: str | Path, unit: Unit = "unitless") -> Trajectory:
     return Trajectory(np.arange(len(rows)), rows[:, 0].copy(), T, unit)
 
 
-def _read_rows(path: Path) -> np.ndarray:
+def read_rows(path: Path, columns: int, layout: str) -> tuple[list[int], Float[np.ndarray, "n columns"]]:
+    """The numbers of a text file with one pose a line, and the line of each; empty lines and those after `#` are passed over.
+
+    `layout` says in the error what a line should hold. Raises ReconError naming the line.
+    """
+    lines = pose_lines(path)
+    if not lines:
+        raise ReconError(f"{path} holds no pose; expected lines of `{layout}`")
+    return [number for number, _ in lines], np.array([_parse_line(path, number, line, columns, layout) for number, line in lines])
+
+
+def pose_lines(path: Path) -> list[tuple[int, str]]:
+    """Lines with content and their numbers, from 1. Raises ReconError for what is no text, and for more than poses can take."""
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ReconError(f"{path} is larger than {MAX_BYTES // 10**6} MB: no file of poses")
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ReconError(f"{path} cannot be read as a TUM trajectory: {error}") from error
-    rows = [_parse_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#")]
-    if not rows:
-        raise ReconError(f"{path} holds no pose; expected lines of `timestamp tx ty tz qx qy qz qw`")
-    return np.array(rows, dtype=np.float64)
+        raise ReconError(f"{path} cannot be read as a trajectory: {error}") from error
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#")]
 
 
-def _parse_line(path: Path, number: int, line: str) -> list[float]:
+def _parse_line(path: Path, number: int, line: str, columns: int, layout: str) -> list[float]:
     try:
         values = [float(word) for word in line.split()]
     except ValueError:
         values = []
-    if len(values) != 8 or not all(abs(value) < MAX_VALUE for value in values):
-        raise ReconError(f"{path} line {number}: expected 8 numbers `timestamp tx ty tz qx qy qz qw`, found {line.strip()[:80]!r}")
-    if not 0.5 < np.linalg.norm(values[4:]) < 2:
-        raise ReconError(f"{path} line {number}: the quaternion should have length 1, found {np.linalg.norm(values[4:]):.3g}")
+    if len(values) != columns or not all(abs(value) < MAX_VALUE for value in values):
+        raise ReconError(f"{path} line {number}: expected {columns} numbers `{layout}`, found {line.strip()[:80]!r}")
     return values
