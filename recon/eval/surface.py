@@ -1,86 +1,222 @@
-"""Distances between a reconstructed and a true surface, from seeded samples to exact triangles, both ways.
+"""How far a reconstructed surface is from the true one, under every alignment that makes sense.
 
-Accuracy: from the reconstruction to the truth. Completeness: from the truth (the part that the camera saw) to the
-reconstruction. Nothing is cropped or capped, so an outlier costs what it costs.
+Unseen truth does not count as missing: only the part that the true cameras saw is asked for. Invented surface counts as wrong:
+the prediction is measured whole, and how much of it its own cameras never saw stands beside. A missing prediction is not a
+good one: coverage, recall and the penalised figure are given even when there is nothing to measure.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import open3d as o3d
-import open3d.core as o3c
-from jaxtyping import Float
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from recon.eval.distances import FacingSurface, double_areas, sample_surface
+from recon.eval.icp import IcpSettings
+from recon.eval.ladder import ICP_LADDER, LADDER, Poses, Rung, Sampled, icp_rungs, sampled, trajectory_rungs
+from recon.eval.surface_errors import (
+    Curve,
+    SurfaceErrors,
+    chamfer_l2,
+    curve,
+    facing_figure,
+    length_figures,
+    normal_consistency,
+    penalised,
+    surface_errors,
+)
+from recon.eval.topology import topology
+from recon.eval.visibility import Views, observed_part, seen_points
 from recon.types import Alignment, Mesh, Metric
 
-THRESHOLDS_MM = (1, 2, 5)
-COVERAGE_MM = 5
+
+@dataclass(frozen=True)
+class SurfaceOptions:
+    """How finely surfaces are compared. Lengths are in the truth's unit, which must be mm for those that say so."""
+
+    num_samples: int = 100_000
+    """Points on each surface."""
+    seed: int = 0
+    thresholds_mm: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0)
+    """Of precision, recall and F."""
+    coverage_mm: float = 5.0
+    """True surface with reconstruction nearer than this is covered."""
+    cap_mm: float = 10.0
+    """What missing surface costs in the penalised figure, and where the curves end."""
+    curve_steps: int = 100
+    alignments: tuple[Alignment, ...] = LADDER
+    """Which rungs are reported; those of the camera path are still found, for the others start from them."""
+    icp: IcpSettings = field(default_factory=IcpSettings)
 
 
-def sample_surface(mesh: Mesh, num: int, seed: int) -> Float[np.ndarray, "n 3"]:
-    """Return points spread uniformly over the area."""
-    a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
-    cumulative = np.cumsum(_double_areas(mesh))
-    rng = np.random.default_rng(seed)
-    face = np.minimum(np.searchsorted(cumulative, rng.random(num) * cumulative[-1], side="right"), len(cumulative) - 1)
-    # Osada et al., "Shape distributions" (2002), eq. 1: the square root makes the density uniform in the triangle.
-    u, v = np.sqrt(rng.random((num, 1))), rng.random((num, 1))
-    return (1 - u) * a[face] + u * (1 - v) * b[face] + u * v * c[face]
+@dataclass(frozen=True)
+class SurfaceScore:
+    """What `score_surface` found."""
+
+    metrics: list[Metric]
+    rungs: list[Rung]
+    curves: dict[Alignment, Curve]
+    """Only when the truth is in mm."""
+    notes: list[str]
 
 
-def distances(points: Float[np.ndarray, "n 3"], mesh: Mesh) -> Float[np.ndarray, " n"]:
-    """Return the unsigned distance of each point to the nearest point of any triangle."""
-    center = mesh.vertices.mean(axis=0)  # float32 inside: far from the origin it would lose the digits that matter
-    scene = o3d.t.geometry.RaycastingScene()
-    scene.add_triangles(o3c.Tensor((mesh.vertices - center).astype(np.float32)), o3c.Tensor(mesh.faces.astype(np.uint32)))
-    return scene.compute_distance(o3c.Tensor((points - center).astype(np.float32))).numpy().astype(np.float64)
-
-
-def f_score(precision: float, recall: float) -> float:
-    """Harmonic mean; 0 when both are 0."""
-    return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
-
-
-def surface_metrics(
-    pred: Mesh, gt: Mesh, alignment: Alignment, median_depth: float | None = None, num_samples: int = 100_000, seed: int = 0
-) -> tuple[list[Metric], list[str]]:
-    """Return metrics of an already aligned prediction in the truth's unit, and notes on what could not be computed.
+def score_surface(
+    pred: Mesh,
+    gt: Mesh,
+    *,
+    poses: Poses | None,
+    is_metric: bool,
+    whole_gt: Mesh | None = None,
+    pred_views: Views | None = None,
+    gt_views: Views | None = None,
+    median_depth: float | None = None,
+    noise_floor: float | None = None,
+    options: SurfaceOptions | None = None,
+) -> SurfaceScore:
+    """Score a prediction in its own world and unit against the truth.
 
     Args:
+        gt: the part of the truth that the cameras saw, or all of it when `gt_views` says what they saw.
+        poses: predicted and true camera-to-world poses of the same frames.
+        is_metric: whether the prediction claims the truth's unit; without it there is no rung that believes its scale.
+        whole_gt: all of the truth; adds `observable_share`, and hides in `gt_views`.
+        pred_views: the prediction's own cameras, in its own world; adds `culled_share` and `accuracy_mean_visible`.
+        gt_views: the true cameras in the truth's world; they restrict the truth to what they saw.
         median_depth: of the true depth; adds `accuracy_mean_percent_of_depth`.
-        num_samples: points on each surface.
+        noise_floor: of the truth, in its unit; noted on every length.
     """
-    for name, mesh in (("reconstruction", pred), ("truth", gt)):
-        if not np.any(_double_areas(mesh) > 0):
-            return [], [f"surface: not computable, the {name} has no area"]
-    to_gt = distances(sample_surface(pred, num_samples, seed), gt)
-    to_pred = distances(sample_surface(gt, num_samples, seed), pred)
-    values = {
-        "accuracy_mean": to_gt.mean(),
-        "accuracy_median": np.median(to_gt),
-        "accuracy_p95": np.percentile(to_gt, 95),
-        "completeness_mean": to_pred.mean(),
-        "chamfer_l1": (to_gt.mean() + to_pred.mean()) / 2,
-        "hd95": max(np.percentile(to_gt, 95), np.percentile(to_pred, 95)),
-    }
-    metrics = [Metric("surface", name, float(value), gt.unit, alignment) for name, value in values.items()]
-    if median_depth is not None:
-        metrics.append(Metric("surface", "accuracy_mean_percent_of_depth", 100 * float(to_gt.mean()) / median_depth, "%", alignment))
-    if gt.unit == "mm":
-        metrics += _at_thresholds(to_gt, to_pred, alignment)
-    return metrics, []
+    options = options or SurfaceOptions()
+    whole = whole_gt if whole_gt is not None else gt if gt_views is not None else None
+    observed = gt if gt_views is None or whole is None else observed_part(whole, gt_views)
+    if not np.any(double_areas(observed) > 0):
+        return SurfaceScore([], [], {}, ["surface: not computable, because the truth has no area that the cameras saw"])
+    scorer = _Scorer(observed, options, median_depth, noise_floor)
+    shared = [] if whole is None else [scorer.metric("observable_share", _area(observed) / _area(whole), "1", "none", lower=False)]
+    structure = _topology_metrics(pred)
+    if not np.any(double_areas(pred) > 0):
+        rungs, notes = trajectory_rungs(poses, is_metric, np.zeros(3), gt.unit)
+        empty = scorer.empty(rungs)
+        return replace(empty, metrics=[*shared, *structure, *empty.metrics], notes=[*empty.notes, *notes])
+    gt_sampled, pred_sampled = (sampled(mesh, sample_surface(mesh, options.num_samples, options.seed)) for mesh in (observed, pred))
+    rungs, notes = _rungs(pred_sampled, gt_sampled, poses, is_metric, options)
+    is_seen = None if pred_views is None else seen_points(pred_sampled.samples.points, pred_sampled.surface, pred_views)
+    if is_seen is not None:
+        shared.append(scorer.metric("culled_share", float(np.mean(~is_seen)), "1", "none"))
+    shown = [rung for rung in rungs if rung.alignment in options.alignments]
+    scored = scorer.all(pred_sampled, gt_sampled, shown, is_seen)
+    errors = _scale_errors(shown, rungs, scorer) if is_metric else []
+    return SurfaceScore([*shared, *structure, *errors, *scored.metrics], shown, scored.curves, notes + scored.notes)
 
 
-def _at_thresholds(to_gt: np.ndarray, to_pred: np.ndarray, alignment: Alignment) -> list[Metric]:
-    metrics = []
-    for limit in THRESHOLDS_MM:
-        precision, recall = float(np.mean(to_gt < limit)), float(np.mean(to_pred < limit))
-        for name, value in (("precision", precision), ("recall", recall), ("f", f_score(precision, recall))):
-            metrics.append(Metric("surface", f"{name}_{limit}mm", value, "1", alignment, lower_is_better=False))
-    covered = float(np.mean(to_pred < COVERAGE_MM))
-    return [*metrics, Metric("surface", "coverage", covered, "1", alignment, lower_is_better=False)]
+def _rungs(pred: Sampled, gt: Sampled, poses: Poses | None, is_metric: bool, options: SurfaceOptions) -> tuple[list[Rung], list[str]]:
+    rungs, notes = trajectory_rungs(poses, is_metric, pred.samples.points.mean(axis=0), gt.surface.mesh.unit)
+    wanted = [name for name in ICP_LADDER if name in options.alignments and (is_metric or name == "sim3_icp")]
+    fitted, more = icp_rungs(pred, gt, rungs, poses, wanted, options.icp)
+    return rungs + fitted, notes + more
 
 
-def _double_areas(mesh: Mesh) -> np.ndarray:
-    a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
-    return np.linalg.norm(np.cross(b - a, c - a), axis=1)
+@dataclass(frozen=True)
+class _Scorer:
+    """Metrics of one truth."""
+
+    gt: Mesh
+    options: SurfaceOptions
+    median_depth: float | None
+    noise_floor: float | None
+
+    def metric(self, name: str, value: float, unit: str, alignment: Alignment, lower: bool = True) -> Metric:
+        floor = self.noise_floor if unit == self.gt.unit else None
+        return Metric("surface", name, value, unit, alignment, lower, noise_floor=floor)
+
+    def all(self, pred: Sampled, gt: Sampled, rungs: list[Rung], is_seen: np.ndarray | None) -> SurfaceScore:
+        """Every figure under every rung; the rungs fitted to the surface are scored on the half that they did not see."""
+        metrics, curves, notes = [], {}, []
+        facing = FacingSurface(gt.surface)
+        everything = np.ones(len(pred.for_fit), bool)
+        for rung in rungs:
+            use = (~pred.for_fit, ~gt.for_fit) if rung.is_fitted_to_surface else (everything, everything)
+            if not use[0].any() or not use[1].any():
+                notes.append(f"surface ({rung.alignment}): not computable, because no samples are left to score the fit on")
+                continue
+            errors = surface_errors(pred, gt, facing, rung, *use)
+            visible = None if is_seen is None else errors.to_gt[is_seen[use[0]]]
+            metrics += self._figures(errors, visible, rung.alignment, notes)
+            if rung.condition is not None:
+                metrics.append(self.metric("icp_condition", rung.condition, "1", rung.alignment))
+            if self.gt.unit == "mm":
+                metrics += self._at_thresholds(errors.to_gt, errors.to_pred, rung.alignment)
+                metrics.append(self.metric("chamfer_penalised", penalised(errors, self.options.cap_mm), "mm", rung.alignment))
+                curves[rung.alignment] = curve(errors.to_gt, errors.to_pred, self._steps())
+        return SurfaceScore(metrics, rungs, curves, notes)
+
+    def empty(self, rungs: list[Rung]) -> SurfaceScore:
+        """What is known without a reconstruction: nothing is covered, and missing costs the cap."""
+        names: list[Alignment] = [rung.alignment for rung in rungs if rung.alignment in self.options.alignments] or ["none"]
+        notes = ["surface: accuracy and completeness are not computable, because the reconstruction has no area"]
+        if self.gt.unit != "mm":
+            return SurfaceScore([], [], {}, notes)
+        metrics = []
+        for name in names:
+            found = self._at_thresholds(np.zeros(0), np.full(1, np.inf), name)
+            metrics += [metric for metric in found if not metric.name.startswith("precision")]
+            metrics.append(self.metric("chamfer_penalised", self.options.cap_mm, "mm", name))
+        return SurfaceScore(metrics, [], {}, notes)
+
+    def _figures(self, errors: SurfaceErrors, visible: np.ndarray | None, alignment: Alignment, notes: list[str]) -> list[Metric]:
+        unit = self.gt.unit
+        metrics = [self.metric(name, value, unit, alignment) for name, value in length_figures(errors).items()]
+        metrics.append(self.metric("chamfer_l2", chamfer_l2(errors), f"{unit}^2", alignment))
+        for name, value in zip(("normal_consistency", "normal_consistency_signed"), normal_consistency(errors), strict=True):
+            metrics.append(self.metric(name, value, "1", alignment, lower=False))
+        facing, lost = facing_figure(errors)
+        if facing is not None:
+            metrics.append(self.metric("accuracy_normal_compatible", facing, unit, alignment))
+        if lost > 0:
+            notes.append(
+                f"surface ({alignment}): {lost:.1%} of the reconstruction looks a way that no true face does; not in the facing figure"
+            )
+        if visible is not None and len(visible):
+            metrics.append(self.metric("accuracy_mean_visible", float(visible.mean()), unit, alignment))
+        elif visible is not None:
+            notes.append(
+                f"surface ({alignment}): accuracy_mean_visible is not computable, because its own cameras see none of the reconstruction"
+            )
+        if self.median_depth is not None:
+            share = 100 * float(errors.to_gt.mean()) / self.median_depth
+            metrics.append(self.metric("accuracy_mean_percent_of_depth", share, "%", alignment))
+        return metrics
+
+    def _at_thresholds(self, to_gt: np.ndarray, to_pred: np.ndarray, alignment: Alignment) -> list[Metric]:
+        limits = np.array([*self.options.thresholds_mm, self.options.coverage_mm], np.float64)
+        found = curve(to_gt, to_pred, limits)
+        metrics = []
+        for idx, limit in enumerate(self.options.thresholds_mm):
+            for name, values in (("precision", found.precision), ("recall", found.recall), ("f", found.f)):
+                metrics.append(self.metric(f"{name}_{limit:g}mm", float(values[idx]), "1", alignment, lower=False))
+        return [*metrics, self.metric("coverage", float(found.recall[-1]), "1", alignment, lower=False)]
+
+    def _steps(self) -> np.ndarray:
+        return np.linspace(0.0, self.options.cap_mm, self.options.curve_steps + 1)
+
+
+def _scale_errors(shown: list[Rung], rungs: list[Rung], scorer: _Scorer) -> list[Metric]:
+    """By how much each rung's scale is off: against the camera path's, which no surface has touched, else against the fit's."""
+    scales = {rung.alignment: rung.scale for rung in rungs}
+    right = scales.get("sim3_trajectory", scales.get("sim3_icp"))
+    if right is None:
+        return []
+    return [scorer.metric("scale_error", 100 * abs(rung.scale / right - 1), "%", rung.alignment) for rung in shown]
+
+
+def _topology_metrics(pred: Mesh) -> list[Metric]:
+    found = topology(pred)
+    counts = {"components": found.components, "boundary_loops": found.boundary_loops, "non_manifold_edges": found.non_manifold_edges}
+    counts |= {"non_manifold_vertices": found.non_manifold_vertices, "euler": found.euler}
+    if found.genus is not None:
+        counts["genus"] = found.genus
+    metrics = [Metric("surface", name, float(value), "1") for name, value in counts.items()]
+    return [*metrics, Metric("surface", "boundary_length", found.boundary_length, pred.unit)]
+
+
+def _area(mesh: Mesh) -> float:
+    return float(double_areas(mesh).sum() / 2)

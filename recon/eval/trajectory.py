@@ -1,120 +1,253 @@
-"""Errors of a camera path against truth, after no, a rigid and a similarity alignment of the camera centres.
+"""How far a camera path is from the true one: which frames are compared, how the paths are laid over each other, and the errors.
 
-ATE and RPE as in Sturm et al., "A benchmark for the evaluation of RGB-D SLAM systems" (2012).
+Alignments: none, first_pose (the first common pose is made to coincide), se3_trajectory and sim3_trajectory (least squares of the
+camera centres). ATE as in Sturm et al., "A benchmark for the evaluation of RGB-D SLAM systems" (2012), always of camera centres.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
+
 import numpy as np
 from jaxtyping import Float
 
-from recon.geometry.alignment import umeyama
+from recon.eval.bootstrap import MIN_VALUES, block_length, intervals
+from recon.eval.c3vd_legacy import c3vd_legacy_metrics
+from recon.eval.drift import path_length, relative_metrics, rotation_errors_rad, scale_drift_percent
+from recon.eval.snippets import snippet_metrics
+from recon.geometry.alignment import RANK_TOLERANCE, umeyama
 from recon.geometry.se3 import inverse
-from recon.types import Alignment, Metric, ReconError, Trajectory
+from recon.types import Alignment, Metric, ReconError, Trajectory, Unit
 
 MIN_POSES = 3
 STRAIGHT = 0.05
-"""A path whose second extent is a smaller share of its first leaves the roll about it to noise: orientations decide."""
+"""A path whose second extent is a smaller share of its first may leave the roll about it to noise."""
+MAX_ROLL_ERROR_DEG = 3.0
+"""Standard error of the roll beyond which centres do not determine it; 3 deg move tissue 30 mm from the path by 1.6 mm."""
+NUM_ROLL_BLOCKS = 10
+MIN_ROLL_AGREEMENT = 0.5
+"""Mean resultant length, 0 to 1, of the rolls that the frames' orientations ask for."""
+MIN_SCALE = 1e-12
+
+Similarity = tuple[float, Float[np.ndarray, "3 3"], Float[np.ndarray, " 3"]]
+"""scale, R, t with `truth ~ scale * R @ prediction + t`."""
+
+
+@dataclass(frozen=True)
+class TrajectoryScore:
+    """Errors of one path."""
+
+    metrics: list[Metric]
+    """Lengths in the truth's unit."""
+    frames: list[dict[str, float | int]] = field(default_factory=list)
+    """For each compared frame its `index`, and `<alignment>.ate` and `<alignment>.rotation_deg`."""
+    notes: list[str] = field(default_factory=list)
+    """What was not computable and why, and what was decided on the way."""
+    alignments: dict[Alignment, Similarity] = field(default_factory=dict)
+    """The transforms from prediction to truth."""
+
+
+def score_trajectory(pred: Trajectory, gt: Trajectory, noise_floor: float | None = None, seed: int = 0) -> TrajectoryScore:
+    """Compare the frames that both paths have (equal `frame_indices`) under every alignment that makes sense.
+
+    Without an alignment, with the first pose and with a rigid one only when both paths are in millimetres; then `scale_error` says
+    by how much the claimed scale is off. `noise_floor` (truth's unit) is attached to distances of centres.
+    """
+    frame_idx, a, b = _common(pred, gt)
+    if len(a) < MIN_POSES:
+        return TrajectoryScore(
+            [], notes=[f"trajectory: not computable, because {len(a)} frames have both a pose and a true pose and {MIN_POSES} are needed"]
+        )
+    both_metric = pred.unit == gt.unit == "mm"
+    alignments, notes = _alignments(a, b, both_metric)
+    aligned = {name: transformed(a, *found) for name, found in alignments.items()}
+    metrics, frames = [], [{"index": int(index)} for index in frame_idx]
+    ates = {name: centre_errors(poses, b) for name, poses in aligned.items()}
+    bounds = _intervals(ates, seed)
+    for name, poses in aligned.items():
+        rotations_deg = np.degrees(rotation_errors_rad(poses, b))
+        metrics += _centre_metrics(ates[name], bounds.get(name, {}), path_length(b), name, gt.unit, noise_floor)
+        metrics.append(Metric("trajectory", "rotation_mean", float(np.mean(rotations_deg)), "deg", name))
+        found, remarks = relative_metrics(poses, b, frame_idx, name, gt.unit)
+        metrics += found
+        notes += remarks
+        for row, ate, rotation_deg in zip(frames, ates[name], rotations_deg, strict=True):
+            row |= {f"{name}.ate": float(ate), f"{name}.rotation_deg": float(rotation_deg)}
+    for found, remarks in (
+        _scale_metrics(a, b, alignments, both_metric),
+        snippet_metrics(a, b, frame_idx, gt.unit),
+        c3vd_legacy_metrics(a, b, frame_idx, both_metric),
+    ):
+        metrics += found
+        notes += remarks
+    return TrajectoryScore(metrics, frames, [f"trajectory: {note}" for note in dict.fromkeys(notes)], alignments)
 
 
 def match(pred: Trajectory, gt: Trajectory) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4 4"]]:
     """Return the poses of the frames that both have, in frame order."""
+    return _common(pred, gt)[1:]
+
+
+def _common(pred: Trajectory, gt: Trajectory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     common, of_pred, of_gt = np.intersect1d(pred.frame_indices, gt.frame_indices, return_indices=True)
-    return pred.T_world_camera[of_pred].reshape(len(common), 4, 4), gt.T_world_camera[of_gt].reshape(len(common), 4, 4)
+    return common, pred.T_world_camera[of_pred].reshape(len(common), 4, 4), gt.T_world_camera[of_gt].reshape(len(common), 4, 4)
 
 
-def similarity(
-    pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"], with_scale: bool
-) -> tuple[float, Float[np.ndarray, "3 3"], Float[np.ndarray, " 3"]]:
-    """Return scale, R, t that bring predicted camera centres to the true ones. Raises ReconError when they do not determine it.
+def similarity(pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"], with_scale: bool) -> Similarity:
+    """Return scale, R, t that bring predicted camera centres to the true ones: Umeyama's least squares.
 
-    Along a nearly straight path the rotation is the mean of what the orientations say (chordal mean, Hartley et al. 2013).
+    Where the centres do not determine the roll about a nearly straight path (`is_roll_lost`), it is the one that the orientations
+    agree on best (chordal mean, Hartley et al., "Rotation averaging", 2013); the direction of the path stays that of the centres.
+    Raises ReconError when neither determines it.
     """
     source, target = pred[:, :3, 3], gt[:, :3, 3]
-    if not is_nearly_straight(gt):
-        return umeyama(source, target, with_scale)
-    U, _, Vt = np.linalg.svd(np.sum(gt[:, :3, :3] @ np.swapaxes(pred[:, :3, :3], 1, 2), axis=0))
-    R = U @ np.diag([1.0, 1.0, np.linalg.det(U @ Vt)]) @ Vt
-    from_mean, to_mean = (source - source.mean(axis=0)) @ R.T, target - target.mean(axis=0)
-    scale = float(np.sum(from_mean * to_mean) / np.sum(from_mean**2)) if with_scale else 1.0
-    return scale, R, target.mean(axis=0) - scale * R @ source.mean(axis=0)
+    if is_roll_lost(pred, gt):
+        R = _rotation_with_roll_of_orientations(pred, gt)
+        from_mean, to_mean = (source - source.mean(axis=0)) @ R.T, target - target.mean(axis=0)
+        scale = float(np.sum(from_mean * to_mean) / np.sum(from_mean**2)) if with_scale else 1.0
+        t = target.mean(axis=0) - scale * R @ source.mean(axis=0)
+    else:
+        scale, R, t = umeyama(source, target, with_scale)
+    if scale < MIN_SCALE:
+        raise ReconError("the predicted and the true path do not vary together: no scale brings one to the other", exit_code=1)
+    return scale, R, t
+
+
+def is_roll_lost(pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"]) -> bool:
+    """Whether one path moves along nearly a line and what is left sideways does not fix the roll about it (`roll_error_rad`)."""
+    extents = [_extents(poses) for poses in (pred, gt)]
+    if len(pred) < MIN_POSES or any(found[0] == 0 for found in extents) or not (is_nearly_straight(pred) or is_nearly_straight(gt)):
+        return False
+    on_a_line = any(bool(found[1] <= RANK_TOLERANCE * found[0]) for found in extents)
+    return on_a_line or roll_error_rad(pred, gt) > math.radians(MAX_ROLL_ERROR_DEG)
 
 
 def is_nearly_straight(poses: Float[np.ndarray, "n 4 4"]) -> bool:
     """Whether centres move, but along one line."""
-    centres = poses[:, :3, 3] - poses[:, :3, 3].mean(axis=0)
-    extents = np.linalg.svd(centres, compute_uv=False)
-    return bool(len(poses) >= MIN_POSES and extents[0] > 0 and extents[1] < STRAIGHT * extents[0])
+    if len(poses) < MIN_POSES:
+        return False
+    extents = _extents(poses)
+    return bool(extents[0] > 0 and extents[1] < STRAIGHT * extents[0])
 
 
-def transformed(poses: Float[np.ndarray, "n 4 4"], scale: float, R: Float[np.ndarray, "3 3"], t: Float[np.ndarray, " 3"]) -> np.ndarray:
-    """Apply a similarity to camera-to-world poses (n, 4, 4); rotations stay rotations."""
+def roll_error_rad(pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"]) -> float:
+    """Standard error of the roll about the common direction of two paths, as their sideways motion determines it.
+
+    With sideways motion as complex numbers x and y, the roll is the argument of the sum of conj(x) y. Its error follows from how
+    much consecutive parts of the path disagree on it (linearised block jackknife, Künsch 1989): errors of a path are correlated
+    in time, so single frames may not be counted as independent.
+    """
+    source, target, along_source, along_target = _along_paths(pred, gt)
+    x, y = (points @ (axes[:, 1] + 1j * axes[:, 2]) for points, axes in ((source, along_source), (target, along_target)))
+    parts = np.array([np.sum(part) for part in np.array_split(np.conj(x) * y, min(NUM_ROLL_BLOCKS, len(x)))])
+    if abs(parts.sum()) == 0:
+        return np.inf
+    disagreement = np.imag(parts * np.exp(-1j * np.angle(parts.sum())))
+    return float(np.sqrt(len(parts) / (len(parts) - 1) * np.sum(disagreement**2)) / abs(parts.sum()))
+
+
+def _extents(poses: np.ndarray) -> np.ndarray:
+    return np.linalg.svd(poses[:, :3, 3] - poses[:, :3, 3].mean(axis=0), compute_uv=False)
+
+
+def _along_paths(pred: np.ndarray, gt: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Centred centres of both, and for both a right-handed frame whose first axis is their common direction."""
+    source, target = (poses[:, :3, 3] - poses[:, :3, 3].mean(axis=0) for poses in (pred, gt))
+    U, _, Vt = np.linalg.svd(target.T @ source)
+    return source, target, _frame_along(Vt[0]), _frame_along(U[:, 0])
+
+
+def _frame_along(direction: np.ndarray) -> np.ndarray:
+    across = np.cross(direction, np.eye(3)[np.argmin(np.abs(direction))])
+    across /= np.linalg.norm(across)
+    return np.stack([direction, across, np.cross(direction, across)], axis=1)
+
+
+def _rotation_with_roll_of_orientations(pred: np.ndarray, gt: np.ndarray) -> np.ndarray:
+    *_, along_pred, along_gt = _along_paths(pred, gt)
+    wanted = along_gt.T @ np.sum(gt[:, :3, :3] @ np.swapaxes(pred[:, :3, :3], 1, 2), axis=0) @ along_pred
+    cosine, sine = wanted[1, 1] + wanted[2, 2], wanted[2, 1] - wanted[1, 2]
+    length = np.hypot(cosine, sine)
+    if length < MIN_ROLL_AGREEMENT * 2 * len(pred):
+        raise ReconError("the centres lie nearly on a line and the orientations disagree on the roll about it: not determined", exit_code=1)
+    roll = np.array([[length, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) / length
+    return along_gt @ roll @ along_pred.T
+
+
+def transformed(
+    poses: Float[np.ndarray, "n 4 4"], scale: float, R: Float[np.ndarray, "3 3"], t: Float[np.ndarray, " 3"]
+) -> Float[np.ndarray, "n 4 4"]:
+    """Apply a similarity to camera-to-world poses; rotations stay rotations."""
     out = poses.copy()
     out[:, :3, :3] = R @ poses[:, :3, :3]
     out[:, :3, 3] = scale * poses[:, :3, 3] @ R.T + t
     return out
 
 
-def ate_rmse(pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"]) -> float:
-    """Root mean square distance of camera centres."""
-    return float(np.sqrt(np.mean(np.sum((pred[:, :3, 3] - gt[:, :3, 3]) ** 2, axis=1))))
+def centre_errors(pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, " n"]:
+    """Return the distance of each pair of camera centres."""
+    return np.linalg.norm(pred[:, :3, 3] - gt[:, :3, 3], axis=1)
 
 
-def rotation_errors_rad(pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, " n"]:
-    """Return the angle between each pair of orientations."""
-    relative = np.swapaxes(pred[:, :3, :3], 1, 2) @ gt[:, :3, :3]
-    # The angle from its sine and cosine: arccos alone loses half of the digits near zero.
-    axis = np.stack([relative[:, 2, 1] - relative[:, 1, 2], relative[:, 0, 2] - relative[:, 2, 0], relative[:, 1, 0] - relative[:, 0, 1]])
-    return np.arctan2(np.linalg.norm(axis, axis=0), np.trace(relative, axis1=1, axis2=2) - 1)
-
-
-def relative_errors(pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"]) -> tuple[float, float]:
-    """Return the RMS translation error and the RMS rotation error (rad) of steps from each posed frame to the next."""
-    step_pred, step_gt = inverse(pred[:-1]) @ pred[1:], inverse(gt[:-1]) @ gt[1:]
-    error = inverse(step_gt) @ step_pred
-    translation = np.sqrt(np.mean(np.sum(error[:, :3, 3] ** 2, axis=1)))
-    rotation = np.sqrt(np.mean(rotation_errors_rad(step_pred, step_gt) ** 2))
-    return float(translation), float(rotation)
-
-
-def trajectory_metrics(pred: Trajectory, gt: Trajectory) -> tuple[list[Metric], list[str]]:
-    """Return metrics under every alignment that makes sense, and notes on what could not be computed.
-
-    Lengths are in the truth's unit. Without an alignment and with a rigid one only when both paths are in millimetres;
-    then `scale_error` says by how much the claimed scale is off.
-    """
-    a, b = match(pred, gt)
-    if len(a) < MIN_POSES:
-        return [], [f"trajectory: not computable, {len(a)} frames have both a pose and a true pose and {MIN_POSES} are needed"]
-    both_metric = pred.unit == gt.unit == "mm"
-    aligned: dict[Alignment, np.ndarray] = {"none": a} if both_metric else {}
+def _alignments(pred: np.ndarray, gt: np.ndarray, both_metric: bool) -> tuple[dict[Alignment, Similarity], list[str]]:
+    found: dict[Alignment, Similarity] = {}
     notes = []
-    if is_nearly_straight(b):
-        notes.append("trajectory: the true path is nearly straight, so the rotation of the alignment is taken from the orientations")
-    scale = None
+    if both_metric:
+        first = gt[0] @ inverse(pred[0])
+        found = {"none": (1.0, np.eye(3), np.zeros(3)), "first_pose": (1.0, first[:3, :3], first[:3, 3])}
+    else:
+        notes.append("errors without an alignment of the scale are not computable, because not both paths are in millimetres")
     try:
         if both_metric:
-            aligned["se3_trajectory"] = transformed(a, *similarity(a, b, with_scale=False))
-        scale, R, t = similarity(a, b, with_scale=True)
-        aligned["sim3_trajectory"] = transformed(a, scale, R, t)
+            found["se3_trajectory"] = similarity(pred, gt, with_scale=False)
+        found["sim3_trajectory"] = similarity(pred, gt, with_scale=True)
     except ReconError as error:
-        notes.append(f"trajectory: aligned errors are not computable, {error}")
-    metrics = [metric for name, poses in aligned.items() for metric in _metrics(poses, b, name, gt.unit)]
-    if both_metric and scale is not None:
-        metrics.append(Metric("trajectory", "scale_error", 100 * abs(1 / scale - 1), "%", "sim3_trajectory"))
-    return metrics, notes
+        return found, [*notes, f"aligned errors are not computable, because {error}"]
+    if is_roll_lost(pred, gt):
+        notes.append(
+            "the path is nearly straight and its sideways motion does not determine the roll about it,"
+            " so the alignment takes the roll from the orientations"
+        )
+    return found, notes
 
 
-def _metrics(pred: np.ndarray, gt: np.ndarray, alignment: Alignment, unit: str) -> list[Metric]:
-    translation, rotation = relative_errors(pred, gt)
-    ate = ate_rmse(pred, gt)
-    path = float(np.sum(np.linalg.norm(np.diff(gt[:, :3, 3], axis=0), axis=1)))
-    metrics = [Metric("trajectory", "ate_rmse", ate, unit, alignment)]
-    if path > 0:
-        metrics.append(Metric("trajectory", "ate_percent_of_path", 100 * ate / path, "%", alignment))
-    return [
-        *metrics,
-        Metric("trajectory", "rotation_mean", float(np.degrees(np.mean(rotation_errors_rad(pred, gt)))), "deg", alignment),
-        Metric("trajectory", "rpe_translation", translation, unit, alignment),
-        Metric("trajectory", "rpe_rotation", float(np.degrees(rotation)), "deg", alignment),
+def _intervals(ates: dict[Alignment, np.ndarray], seed: int) -> dict[Alignment, dict[str, tuple[float, float]]]:
+    """Of mean and RMSE over the frames, with the alignment held as it is."""
+    num = len(next(iter(ates.values()), ()))
+    if num < MIN_VALUES:
+        return {}
+    columns = np.stack([values for ate in ates.values() for values in (ate, ate**2)], axis=1)
+    bounds = intervals(columns, block_length(num), seed).reshape(-1, 2, 2)
+    return {
+        name: {"ate_mean": (float(mean[0]), float(mean[1])), "ate_rmse": (float(np.sqrt(square[0])), float(np.sqrt(square[1])))}
+        for name, (mean, square) in zip(ates, bounds, strict=True)
+    }
+
+
+def _centre_metrics(
+    ate: np.ndarray, bounds: dict[str, tuple[float, float]], path: float, alignment: Alignment, unit: Unit, noise_floor: float | None
+) -> list[Metric]:
+    rmse = float(np.sqrt(np.mean(ate**2)))
+    values = {"ate_rmse": rmse, "ate_mean": float(np.mean(ate)), "ate_median": float(np.median(ate)), "ate_max": float(np.max(ate))}
+    metrics = [
+        Metric("trajectory", name, value, unit, alignment, interval=bounds.get(name), noise_floor=noise_floor)
+        for name, value in values.items()
     ]
+    if path > 0:
+        metrics.append(Metric("trajectory", "ate_percent_of_path", 100 * rmse / path, "%", alignment))
+    return metrics
+
+
+def _scale_metrics(
+    pred: np.ndarray, gt: np.ndarray, alignments: dict[Alignment, Similarity], both_metric: bool
+) -> tuple[list[Metric], list[str]]:
+    metrics, notes = [], []
+    if both_metric and "sim3_trajectory" in alignments:
+        scale = alignments["sim3_trajectory"][0]
+        metrics.append(Metric("trajectory", "scale_error", 100 * abs(1 / scale - 1), "%", "sim3_trajectory"))
+    try:
+        metrics.append(Metric("trajectory", "scale_drift", scale_drift_percent(pred, gt), "%", "sim3_trajectory"))
+    except ReconError as error:
+        notes.append(f"scale_drift is not computable, because {error}")
+    return metrics, notes
