@@ -2,13 +2,14 @@
 # make demo      the same, then a phantom through the whole pipeline
 # make test      the same plus the development extras, then the tests (test-slow: all of them)
 # make check     the acceptance commands against their limits
+# make bench     how fast surfaces and depth maps are scored
 # make lint      ruff
 
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --constraint constraints.txt
 
-.PHONY: install demo test test-slow check lint
+.PHONY: install demo test test-slow check bench lint
 
 install: $(VENV)/.installed
 
@@ -23,6 +24,9 @@ test-slow: $(VENV)/.developing
 
 check: $(VENV)/.developing
 	$(VENV)/bin/python tests/acceptance/check.py
+
+bench: $(VENV)/.developing
+	$(VENV)/bin/python tests/bench/bench_eval.py
 
 lint: $(VENV)/.developing
 	$(VENV)/bin/ruff check .

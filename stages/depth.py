@@ -40,7 +40,8 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         estimate = model.infer(image, camera, read_mask(inputs["masks"] / "tissue" / f"{index:06d}.png"))
         write_depth(out / "depth" / name, estimate.depth)
         write_depth(out / "sigma" / name, estimate.sigma)
-    write_json(out / "depth.json", {"model": config.model, "scale": "scale_invariant", "num_frames": len(usable)})
+    trained_on = list(model_info(config.model).trained_on)
+    write_json(out / "depth.json", {"model": config.model, "trained_on": trained_on, "scale": "scale_invariant", "num_frames": len(usable)})
 
 
 def torch_device(name: str) -> str:
@@ -55,6 +56,7 @@ def torch_device(name: str) -> str:
 STAGE = Stage(
     config=Config,
     run=run,
+    version=2,
     reads=("frames", "camera", "masks"),
     writes=("depth.json", "depth/*.tiff", "sigma/*.tiff"),
     checksums=lambda config: {"weights": model_info(config.model).checksum()},

@@ -58,6 +58,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         {
             "name": sequence.name,
             "dataset": sequence.dataset,
+            "is_unrelated": sequence.is_unrelated,
             "source_width_px": source_width_px,
             "source_height_px": source_height_px,
             "width_px": size[0],
@@ -131,5 +132,11 @@ def _shape(frame: Frame) -> tuple[tuple[int, ...] | None, str]:
 
 
 STAGE = Stage(
-    config=Config, run=run, reads=("source",), writes=("frames.json", "images/*.jpg"), seconds_per_frame=0.05, bytes_per_frame=150_000
+    config=Config,
+    run=run,
+    version=2,
+    reads=("source",),
+    writes=("frames.json", "images/*.jpg"),
+    seconds_per_frame=0.05,
+    bytes_per_frame=150_000,
 )

@@ -72,6 +72,7 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
     scale = read_json(inputs["scale"] / "scale.json")
     seconds = {name: manifest["seconds"] for name, manifest in manifests.items()}
     speed = Metric("speed", "seconds_per_frame", sum(seconds.values()) / len(frames), "s")
+    trained_on = read_json(inputs["depth"] / "depth.json")["trained_on"]
     return {
         "schema": SCHEMA,
         "source": {name: source[name] for name in ("name", "dataset")},
@@ -84,8 +85,11 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
             "gt_pose": False,
             "gt_scale": False,
             "intrinsics": read_json(inputs["camera"] / "camera.json")["intrinsics"],
+            "trained_on": trained_on,
+            "trained_on_this_data": source["dataset"] in trained_on,
         },
         "evaluation_gt": evaluation["gt_used"],
+        "alignments": evaluation["rungs"],
         "partial": partial_reasons(source, frames),
         "seconds": seconds,
         "resumed": [name for name, manifest in manifests.items() if manifest.get("resumed")],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +58,13 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     guesses = {index: float(np.log(frame["depth_factor"])) for index, frame in posed.items()}
     model = fit_scale_model(list(posed), ratios, guesses, config.window_frames, use_fields=config.field)
     calibration = sigma_calibration(model, ratios, sigmas)
-    for index in track(posed, len(posed), "scaling depth"):
+    lost = [f["index"] for f in trajectory["frames"] if f["status"] == "lost"]
+    model_of_all = with_typical_levels(model, lost)
+    written = [*posed, *lost]
+    for index in track(written, len(written), "scaling depth"):
         name = f"{index:06d}.tiff"
         if not (out / "sigma" / name).exists():
-            depth, sigma = scaled(model, index, predicted_depth(index), predicted_sigma(index), calibration)
+            depth, sigma = scaled(model_of_all, index, predicted_depth(index), predicted_sigma(index), calibration)
             write_depth(out / "depth" / name, depth * scale.value)
             write_depth(out / "sigma" / name, sigma)
     _write_trajectory(inputs, out, trajectory, scale)
@@ -73,6 +76,12 @@ def given_scale(config: Config) -> Scale:
     if config.factor_mm == 0:
         return Scale("none", 1.0, None)
     return Scale("given", config.factor_mm, config.factor_sigma_mm or None)
+
+
+def with_typical_levels(model: ScaleModel, indices: Sequence[int]) -> ScaleModel:
+    """The model with the median level for frames without a pose: nothing fixes their own scale, but their depth is still of use."""
+    typical = float(np.median(list(model.log_factor.values())))
+    return replace(model, log_factor={**model.log_factor, **dict.fromkeys(indices, typical)})
 
 
 def scaled(model: ScaleModel, index: int, predicted: np.ndarray, sigma: np.ndarray, calibration: float) -> tuple[np.ndarray, np.ndarray]:
@@ -150,6 +159,7 @@ def _write_trajectory(inputs: dict[str, Path], out: Path, trajectory: dict, scal
 STAGE = Stage(
     config=Config,
     run=run,
+    version=2,
     reads=("frames", "camera", "depth", "trajectory"),
     writes=("depth/*.tiff", "sigma/*.tiff", "scale.json", "trajectory.txt", "trajectory.json"),
     seconds_per_frame=0.1,

@@ -10,11 +10,12 @@ import numpy as np
 
 from recon.io.atomic import atomic_path, read_json, write_json
 from recon.io.cameras import read_camera, write_camera
+from recon.io.depth import read_depth
 from recon.pipeline import Stage, track
 from recon.tracking.features import FeatureOptions
 from recon.tracking.mapping import SparseMap
 from recon.tracking.tracker import Method, Recording, Track, Tracker
-from recon.types import MAX_SEED, MAX_THREADS, ReconError, bounded
+from recon.types import MAX_SEED, MAX_THREADS, Camera, ReconError, bounded
 
 WORK = "work"
 """Folder for what a killed run can use again; gone when the stage is done."""
@@ -47,22 +48,39 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     order = [entry["index"] for entry in gate if entry["status"] == "ok"]
     if not order:
         raise ReconError("no frame is usable: every frame was rejected; look at the reasons in frames.json of the masks stage", 1)
+    camera = read_camera(inputs["camera"] / "camera.json")
+    if read_json(inputs["frames"] / "frames.json")["is_unrelated"]:
+        _write(out, gate, _alone(order, camera, inputs["depth"]), config, camera_file["intrinsics"])
+        return
     recording = Recording(
         order=order,
         images=inputs["frames"] / "images",
         masks=inputs["masks"] / "masks",
         depth=inputs["depth"] / "depth",
-        camera=read_camera(inputs["camera"] / "camera.json"),
+        camera=camera,
         refine_camera=camera_file["intrinsics"] == "estimated",
     )
     features = FeatureOptions(config.max_num_features, overlap=config.overlap, seed=config.seed, num_threads=config.num_threads)
     result = Tracker(recording, config.method, features, out / WORK, config.max_mapped_frames, progress=track).run()
     if not result.poses:
         raise ReconError('structure from motion registered no frame; trajectory.method = "hybrid" also aligns on predicted depth', 1)
-    write_camera(out / "camera.json", result.camera, intrinsics=camera_file["intrinsics"])
+    _write(out, gate, result, config, camera_file["intrinsics"])
+    shutil.rmtree(out / WORK, ignore_errors=True)
+
+
+def _alone(order: list[int], camera: Camera, depth: Path) -> Track:
+    """Views that do not follow one another share no world: the first stands for itself, and no other can be posed beside it."""
+    first = order[0]
+    predicted = read_depth(depth / "depth" / f"{first:06d}.tiff")
+    factor = 1 / float(np.median(predicted[predicted > 0])) if (predicted > 0).any() else 1.0
+    reasons = {index: "a single view, unrelated to the others: it has depth but no place in a common world" for index in order[1:]}
+    return Track(camera, {first: np.eye(4)}, {first: factor}, {first: first}, {first: "still"}, reasons, None)
+
+
+def _write(out: Path, gate: list[dict], result: Track, config: Config, intrinsics: str) -> None:
+    write_camera(out / "camera.json", result.camera, intrinsics=intrinsics)
     write_points(out / "points.npz", result.sparse)
     write_json(out / "trajectory.json", description(gate, result, config.method))
-    shutil.rmtree(out / WORK, ignore_errors=True)
 
 
 def description(gate: list[dict], result: Track, method: Method) -> dict:
@@ -114,6 +132,7 @@ def write_points(path: Path, sparse: SparseMap | None) -> None:
 STAGE = Stage(
     config=Config,
     run=run,
+    version=2,
     reads=("frames", "camera", "masks", "depth"),
     writes=("camera.json", "trajectory.json", "points.npz"),
     seconds_per_frame=1.3,

@@ -204,7 +204,7 @@ def test_models_are_listed_for_scripts(capsys):
     code, out, _ = call(capsys, "models", "--json")
     models = {model["name"]: model for model in json.loads(out)}
     assert code == 0 and {"student", "falloff"} <= set(models)
-    assert all(set(model) == {"name", "parameters", "trainable", "licence", "weights", "output"} for model in models.values())
+    assert all(set(model) == {"name", "parameters", "trainable", "licence", "weights", "output", "trained_on"} for model in models.values())
     assert call(capsys, "models")[0] == 0
 
 

@@ -78,11 +78,13 @@ def test_metrics_are_one_row_each_with_a_column_per_alignment():
     base = {"group": "depth", "unit": "1", "lower_is_better": True}
     metrics = [{**base, "name": "abs_rel", "alignment": a, "value": v} for a, v in (("none", 0.5), ("scale_frame", 0.1))]
     metrics.append({**base, "name": "scale_drift", "alignment": "none", "value": 0.2})
-    ((group, alignments, rows),) = grouped_metrics(metrics)
-    assert group == "depth" and alignments == ["none", "scale_frame"]
-    assert [(row["name"], row["values"]) for row in rows] == [
-        ("abs_rel", {"none": 0.5, "scale_frame": 0.1}),
-        ("scale_drift", {"none": 0.2}),
+    metrics.append({**base, "name": "abs_rel", "alignment": "scale_frame", "value": 0.3, "protocol": "servct-mono"})
+    (group,) = grouped_metrics(metrics)
+    assert group.name == "depth" and group.alignments == ["none", "scale_frame"]
+    assert [(row["name"], row["values"]) for row in group.main] == [("abs_rel", {"none": "0.5", "scale_frame": "0.1"})]
+    assert [(row["name"], row["protocol"], row["values"]) for row in group.others] == [
+        ("scale_drift", None, {"none": "0.2"}),
+        ("abs_rel", "servct-mono", {"scale_frame": "0.3"}),
     ]
 
 
@@ -102,7 +104,10 @@ def page() -> str:
         "scale": {"source": "given", "value": 2.0, "sigma": None},
         "frames": {"total": 2, "used": 1, "posed": 1, "rejected": 1, "lost": 0},
         "metrics": [metric],
-        "inputs_used": {"gt_depth": False, "gt_pose": False, "gt_scale": False, "intrinsics": "estimated"},
+        "inputs_used": {"gt_depth": False, "gt_pose": False, "gt_scale": False, "intrinsics": "estimated", "trained_on": ["phantom"]},
+        "alignments": [
+            {"alignment": "sim3_trajectory", "scale": 31.2, "rotation_deg": 4.5, "translation": 7.25, "unit": "mm", "condition": None}
+        ],
         "evaluation_gt": {"depth": False, "trajectory": True, "mesh": True},
         "partial": [NASTY],
         "seconds": {"frames": 1.0},
@@ -132,7 +137,15 @@ def test_texts_from_outside_are_escaped(page):
 
 
 def test_the_page_says_what_a_reader_must_know(page):
-    assert "1.500" in page and "sim3_trajectory" in page and "millimetres" in page and "estimated" in page and "partial" in page
+    assert (
+        "1.5</td>" in page
+        and "31.2" in page
+        and "phantom" in page
+        and "sim3_trajectory" in page
+        and "millimetres" in page
+        and "estimated" in page
+        and "partial" in page
+    )
 
 
 def cube() -> Mesh:

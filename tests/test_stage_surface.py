@@ -56,6 +56,7 @@ def earlier_stages(run: Path, unit: str) -> dict[str, Path]:
     camera = sequence.camera
     recording = {"name": sequence.name, "dataset": "phantom", "incomplete": None, "notes": ["a note"], "frames": frames}
     write_json(run / "frames/frames.json", recording)
+    write_json(run / "depth/depth.json", {"model": "student", "trained_on": ["phantom"]})
     write_json(run / "masks/gate.json", {"frames": gate})
     write_json(run / "scale/trajectory.json", {"frames": poses})
     write_json(run / "scale/scale.json", {"source": "given" if unit == "mm" else "none", "value": 1.0, "sigma": None, "unit": unit})
@@ -120,12 +121,14 @@ def test_the_report_keeps_its_contract(finished):
     assert set(report["scale"]) == {"source", "value", "sigma"}
     assert report["frames"] == {"total": 6, "used": 6, "posed": 5, "rejected": 0, "lost": 1, "keyframes": 2}
     used = report["inputs_used"]
-    assert used == {"gt_depth": False, "gt_pose": False, "gt_scale": False, "intrinsics": "dataset"}
+    no_truth = {"gt_depth": False, "gt_pose": False, "gt_scale": False}
+    assert used == no_truth | {"intrinsics": "dataset", "trained_on": ["phantom"], "trained_on_this_data": True}
     assert report["evaluation_gt"] == {"depth": True, "trajectory": True, "mesh": True}
     for entry in report["metrics"]:
-        assert set(entry) == {"group", "name", "value", "unit", "alignment", "lower_is_better"}
+        promised = {"group", "name", "value", "unit", "alignment", "lower_is_better"}
+        assert promised <= set(entry) <= promised | {"protocol", "interval", "noise_floor"}
         assert np.isfinite(entry["value"])
-    keys = [(m["group"], m["name"], m["alignment"]) for m in report["metrics"]]
+    keys = [(m["group"], m["name"], m["alignment"], m["protocol"]) for m in report["metrics"]]
     assert len(keys) == len(set(keys))
     assert set(report["seconds"]) == set(report["config"])
     assert len(report["partial"]) == 1 and "too few matches" in report["partial"][0]
@@ -185,7 +188,7 @@ def test_one_posed_frame_still_gives_a_mesh_and_a_report(finished, tmp_path):
     assert report_of(inputs)["frames"]["posed"] == 1
     notes = json.loads((inputs["evaluation"] / "metrics.json").read_text())["notes"]
     assert any(note.startswith("trajectory: not computable") for note in notes)
-    assert any(note.startswith("surface: not computable") for note in notes)
+    assert any(note.startswith("surface (sim3_trajectory): not computable") for note in notes)
 
 
 def test_without_any_pose_the_error_says_where_to_look(finished, tmp_path):

@@ -47,7 +47,7 @@ def write_inputs(root: Path, poses: list[np.ndarray], blank: int | None = BLANK,
         frames.append({"index": index, "name": name, "timestamp_s": index / 10, "file": f"images/{name}.jpg", "reason": None})
         is_rejected = index == rejected
         gate.append({"index": index, "status": "rejected" if is_rejected else "ok", "reason": "too blurred" if is_rejected else None})
-    write_json(root / "frames" / "frames.json", {"frames": frames})
+    write_json(root / "frames" / "frames.json", {"is_unrelated": False, "frames": frames})
     write_json(root / "masks" / "gate.json", {"frames": gate})
     write_camera(root / "camera" / "camera.json", CAMERA, intrinsics="given")
     return {name: root / name for name in ("frames", "camera", "masks", "depth")}
@@ -217,3 +217,17 @@ def test_no_usable_frame_is_said(tmp_path):
 
 def test_poses_are_rigid(hybrid):
     assert all(np.allclose(se3.inverse(T) @ T, np.eye(4), atol=1e-9) for T in found_poses(hybrid[1]).values())
+
+
+def test_unrelated_views_keep_their_depth_without_a_place_in_a_world(poses, tmp_path):
+    inputs = write_inputs(tmp_path, poses[:4], blank=None, rejected=None)
+    listed = json.loads((inputs["frames"] / "frames.json").read_text())
+    write_json(inputs["frames"] / "frames.json", listed | {"is_unrelated": True})
+    found = run(inputs, tmp_path / "trajectory")
+    assert [frame["status"] for frame in found["frames"]] == ["keyframe", "lost", "lost", "lost"]
+    assert "unrelated" in found["frames"][1]["reason"]
+    out = tmp_path / "scale"
+    out.mkdir()
+    scale.run(inputs | {"trajectory": tmp_path / "trajectory"}, out, scale.Config())
+    assert sorted(file.stem for file in (out / "depth").iterdir()) == [f"{index:06d}" for index in range(4)]
+    assert np.median(read_depth(out / "depth" / "000000.tiff")) == pytest.approx(1, rel=1e-5)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from recon import __version__
+from recon.cli.eval_arguments import add_eval
 from recon.cli.threads import limit_threads
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\.\w+)?=")
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
     _add_pipeline_verbs(verbs)
     _add_result_verbs(verbs)
+    add_eval(_verb, verbs)
     _add_other_verbs(verbs)
     return parser
 

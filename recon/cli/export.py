@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recon.cli.results import newest_report, stdout
+from recon.cli.results import artifact, newest_report, stdout
 from recon.io.atomic import read_json, write_bytes, write_text
-from recon.pipeline import store
-from recon.types import ReconError
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -25,7 +23,7 @@ def export(arguments: argparse.Namespace) -> int:
 
 def _depth(run: Path, to: Path) -> str:
     """z-depth in the report's unit, on the source image's lens and aspect."""
-    files = sorted((_artifact(run, "scale") / "depth").glob("*.tiff"))
+    files = sorted((artifact(run, "scale") / "depth").glob("*.tiff"))
     for file in files:
         _copy(file, to / file.name)
     return f"{len(files)} depth maps"
@@ -36,7 +34,7 @@ def _trajectory(run: Path, to: Path) -> str:
     from recon.io.kitti import write_kitti
 
     _copy(run / "results" / "trajectory.txt", to / "trajectory_tum.txt")
-    posed = [frame for frame in read_json(_artifact(run, "scale") / "trajectory.json")["frames"] if frame["T_world_camera"] is not None]
+    posed = [frame for frame in read_json(artifact(run, "scale") / "trajectory.json")["frames"] if frame["T_world_camera"] is not None]
     write_kitti(to / "trajectory_kitti.txt", np.array([frame["T_world_camera"] for frame in posed], dtype=np.float64).reshape(-1, 4, 4))
     write_text(to / "trajectory_kitti_frames.txt", "".join(f"{frame['index']}\n" for frame in posed))
     return f"{len(posed)} poses (TUM and KITTI)"
@@ -59,7 +57,7 @@ def _colmap(run: Path, to: Path) -> str:
     from recon.io.cameras import read_camera
     from recon.io.colmap import SparsePoints, write_colmap
 
-    frames, trajectory, scaled = (_artifact(run, stage) for stage in ("frames", "trajectory", "scale"))
+    frames, trajectory, scaled = (artifact(run, stage) for stage in ("frames", "trajectory", "scale"))
     poses = {f["index"]: np.array(f["T_world_camera"]) for f in read_json(scaled / "trajectory.json")["frames"] if f["T_world_camera"]}
     files = {f["index"]: frames / f["file"] for f in read_json(frames / "frames.json")["frames"] if f["index"] in poses}
     with np.load(trajectory / "points.npz") as stored:
@@ -71,17 +69,6 @@ def _colmap(run: Path, to: Path) -> str:
         _copy(file, to / "images" / file.name)
     lens = f"; a fisheye stands in for the lens, off by {error_px:.2f} px at most" if error_px else ""
     return f"a COLMAP model of {len(poses)} images{lens}"
-
-
-def _artifact(run: Path, stage: str) -> Path:
-    """The artifact of a stage that the newest results were made from."""
-    run = run.resolve()
-    for folder in store.reached_from(run, (run / "results").resolve()):
-        if folder.parent.name == stage:
-            if not store.is_complete(folder):
-                raise ReconError(f"{folder} is gone or damaged: run `recon run` again, it makes only what is missing", exit_code=1)
-            return folder
-    raise ReconError(f"{run}/results was made without a stage {stage!r}", exit_code=1)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -23,7 +23,10 @@ from recon.pipeline.stage import Stage
 from recon.types import ReconError
 from stages import PIPELINE, load
 
-HEADLINES = ("abs_rel", "ate_rmse", "ate_percent_of_path", "accuracy_mean", "accuracy_mean_percent_of_depth", "completeness_mean", "f_2mm")
+HEADLINES = {
+    *("abs_rel", "rmse", "delta_1.25", "coverage", "ate_rmse", "ate_percent_of_path", "rpe_translation", "accuracy_mean"),
+    *("accuracy_mean_percent_of_depth", "completeness_mean", "chamfer_l1", "f_2mm", "hd95", "scale_error"),
+}
 """Metrics that the end of a run shows; `recon show` has all."""
 
 

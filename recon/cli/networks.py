@@ -11,7 +11,7 @@ from rich.table import Table
 from recon.cli.results import stdout
 from recon.pipeline.config import build_config, read_table
 
-FIELDS = ("name", "parameters", "trainable", "licence", "weights", "output")
+FIELDS = ("name", "parameters", "trainable", "licence", "weights", "output", "trained_on")
 
 
 def models(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from recon.io.atomic import read_json
 from recon.pipeline import store
 from recon.pipeline.lock import run_lock
 from recon.pipeline.stage import SOURCE
+from recon.report.tables import alignment_table, metric_of
 from recon.types import ReconError
 from stages import PIPELINE
 
@@ -28,6 +29,17 @@ def newest_report(run: Path) -> Path:
     if not (results / "report.json").is_file():
         raise ReconError(f"{run} holds no finished run (no results/report.json): make one with `recon run SOURCE --out {run}`")
     return results
+
+
+def artifact(run: Path, stage: str) -> Path:
+    """The artifact of a stage that the newest results were made from."""
+    run = run.resolve()
+    for folder in store.reached_from(run, (run / "results").resolve()):
+        if folder.parent.name == stage:
+            if not store.is_complete(folder):
+                raise ReconError(f"{folder} is gone or damaged: run `recon run` again, it makes only what is missing", exit_code=1)
+            return folder
+    raise ReconError(f"{run}/results was made without a stage {stage!r}", exit_code=1)
 
 
 def check_is_run(run: Path) -> None:
@@ -44,16 +56,9 @@ def unit_phrase(report: dict[str, Any]) -> str:
 
 
 def print_metrics(metrics: list[dict[str, Any]]) -> None:
-    """Print numbers with their unit and how prediction and truth were aligned."""
-    if not metrics:
-        return
-    table = Table("group", "metric", header_style="")
-    table.add_column("value", justify="right")
-    for title in ("unit", "alignment"):
-        table.add_column(title)
-    for metric in metrics:
-        table.add_row(metric["group"], metric["name"], f"{metric['value']:.4g}", metric["unit"], metric["alignment"])
-    stdout.print(table)
+    """Print numbers, a table a group: a column says how prediction and truth were aligned."""
+    for group in dict.fromkeys(metric["group"] for metric in metrics):
+        stdout.print(alignment_table([metric_of(metric) for metric in metrics if metric["group"] == group], group))
 
 
 def show(arguments: argparse.Namespace) -> int:

@@ -41,6 +41,8 @@ class ModelInfo:
     weights: str
     """"in the package", "none needed", or how to get them."""
     output: Literal["distance", "depth", "disparity"]
+    trained_on: tuple[str, ...]
+    """Data sets (keys of `recon.data.DATASETS`, or names of splits) whose images or truth the weights have seen."""
     load: Callable[[str], DepthModel]
     """From a device to the model."""
     checksum: Callable[[], str]

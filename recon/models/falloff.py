@@ -52,6 +52,7 @@ INFO = ModelInfo(
     licence="Apache-2.0",
     weights="none needed",
     output="distance",
+    trained_on=(),
     load=lambda device: Falloff(),
     checksum=lambda: "",
 )

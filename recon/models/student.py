@@ -163,6 +163,7 @@ def info() -> ModelInfo:
         licence="Apache-2.0",
         weights="in the package",
         output="distance",
+        trained_on=("phantom",),
         load=lambda device: StudentDepth(WEIGHTS, device),
         checksum=lambda: sha256(WEIGHTS),
     )

@@ -111,6 +111,24 @@ def panels_figure(panels: Sequence[tuple[str, np.ndarray]], colors: str, low: fl
     return _png(figure)
 
 
+def curves_figure(curves: dict[str, dict[str, list[float]]], unit: str) -> bytes:
+    """Return a PNG of precision, recall and F over the distance that still counts as right, a line per alignment.
+
+    Args:
+        curves: by alignment, `thresholds`, `precision`, `recall` and `f` of equal length.
+    """
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 3, sharey=True), ("precision", "recall", "f"), strict=True):
+        for alignment, curve in curves.items():
+            axes.plot(curve["thresholds"], curve[name], linewidth=1.4, label=alignment)
+        axes.set_title(name, fontsize=10, color=INK)
+        axes.set_xlabel(f"distance ({unit})")
+        axes.set_ylim(0, 1.02)
+        axes.grid(alpha=0.25)
+    figure.axes[0].legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
 def _png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()

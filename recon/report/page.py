@@ -10,6 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from recon.report.tables import formatted, metric_of
+
 TEMPLATE = "page.html.j2"
 MAX_SEGMENTS = 1500
 """Of the strip of frame statuses; a longer recording is shown in bins."""
@@ -25,6 +27,12 @@ ALIGNMENT_NAMES = {
     "scale_shift": "scale and shift",
 }
 """What each alignment of a metric fitted, for the page."""
+MAIN_METRICS = {
+    *("abs_rel", "rmse", "mae", "delta_1.25", "coverage", "scale_spread", "ate_rmse", "ate_percent_of_path", "rpe_translation"),
+    *("rotation_mean", "drift_percent", "accuracy_mean", "accuracy_p95", "accuracy_mean_percent_of_depth", "completeness_mean"),
+    *("chamfer_l1", "f_1mm", "f_2mm", "f_5mm", "hd95", "normal_consistency", "signed_bias", "scale_error", "chamfer_penalised", "tae"),
+}
+"""Shown at once; the others are one click away."""
 WORST_FIRST = ("lost", "rejected", "posed", "keyframe")
 
 
@@ -70,6 +78,7 @@ def render_page(title: str, report: dict[str, Any], frames: list[dict[str, Any]]
         statuses={status: sum(frame["status"] == status for frame in frames) for status in reversed(WORST_FIRST)},
         reasons=grouped_reasons(frames),
         metric_groups=grouped_metrics(report["metrics"]),
+        rungs=report["alignments"],
         alignment_names=ALIGNMENT_NAMES,
         headline=headline(report),
         notes=notes,
@@ -125,17 +134,36 @@ def ranges(indices: list[int], limit: int = 12) -> str:
     return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")
 
 
-def grouped_metrics(metrics: list[dict[str, Any]]) -> list[tuple[str, list[str], list[dict[str, Any]]]]:
-    """Return per group its alignments and one row a metric: name, unit, lower_is_better and `values` by alignment."""
-    groups: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
-    for metric in metrics:
-        rows = groups.setdefault(metric["group"], {})
-        row = rows.setdefault((metric["name"], metric["unit"]), {**metric, "values": {}})
-        row["values"][metric["alignment"]] = metric["value"]
-    return [
-        (group, list(dict.fromkeys(alignment for row in rows.values() for alignment in row["values"])), list(rows.values()))
-        for group, rows in groups.items()
-    ]
+@dataclass(frozen=True)
+class MetricGroup:
+    """The metrics of one kind, as tables."""
+
+    name: str
+    alignments: list[str]
+    main: list[dict[str, Any]]
+    """One row a metric: name, unit, protocol, lower_is_better and `values`, texts by alignment. Those that are read first."""
+    others: list[dict[str, Any]]
+    noise_floor: float | None
+    """In millimetres: what the truth is not known better than."""
+
+
+def grouped_metrics(metrics: list[dict[str, Any]]) -> list[MetricGroup]:
+    """Return the tables of every group; values have as many digits as the truth is good for."""
+    groups: dict[str, dict[tuple[str, str, str | None], dict[str, Any]]] = {}
+    floors: dict[str, float] = {}
+    for entry in metrics:
+        metric = metric_of(entry)
+        rows = groups.setdefault(metric.group, {})
+        row = rows.setdefault((metric.name, metric.unit, metric.protocol), {**entry, "protocol": metric.protocol, "values": {}})
+        row["values"][metric.alignment] = formatted(metric)
+        if metric.noise_floor is not None and metric.unit == "mm":
+            floors[metric.group] = metric.noise_floor
+    found = []
+    for group, rows in groups.items():
+        alignments = list(dict.fromkeys(alignment for row in rows.values() for alignment in row["values"]))
+        main = [row for row in rows.values() if row["name"] in MAIN_METRICS and row["protocol"] is None] or list(rows.values())
+        found.append(MetricGroup(group, alignments, main, [row for row in rows.values() if row not in main], floors.get(group)))
+    return found
 
 
 def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -150,5 +178,5 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
     ):
         found = next((m for m in report["metrics"] if (m["name"], m["alignment"]) == (name, alignment)), None)
         if found:
-            cards.append((f"{number(found['value'])} {'' if found['unit'] in ('1', 'unitless') else found['unit']}".strip(), label))
+            cards.append((f"{formatted(metric_of(found))} {'' if found['unit'] in ('1', 'unitless') else found['unit']}".strip(), label))
     return [*cards, (f"{sum(report['seconds'].values()):.0f} s", "computing time")]

@@ -117,7 +117,11 @@ def _trajectory_pictures(sources: PictureSources) -> list[Picture]:
 
 
 def _error_pictures(folder: Path) -> list[Picture]:
-    captions = {"trajectory": "camera path and truth, similarity-aligned", "surface_error": "distance of the surface to the truth"}
+    captions = {
+        "trajectory": "camera path and truth, similarity-aligned",
+        "surface_error": "distance of the surface to the truth",
+        "curves": "share of the surface that is right, and of the truth that is found, over the distance that counts as right",
+    }
     return [
         Picture(captions.get(file.stem, f"depth of frame {file.stem[-6:].lstrip('0') or 0} against the truth"), file.read_bytes())
         for file in sorted(folder.glob("*.png"), reverse=True)

@@ -1,0 +1,91 @@
+"""What the verb eval takes. Light: the work is in `recon.cli.evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+EXAMPLES = {
+    "depth": """
+        recon eval depth runs/colon /data/c3vd/cecum_t1_a
+        recon eval depth predictions/ /data/SERV-CT --unit mm --protocol servct-official
+        recon eval depth ours/ theirs/ /data/c3vd --out scores --trained-on c3vd
+        """,
+    "trajectory": """
+        recon eval trajectory estimate.tum /data/c3vd/cecum_t1_a
+        recon eval trajectory estimate.tum truth.tum --unit mm
+        """,
+    "surface": """
+        recon eval surface runs/colon /data/c3vd/cecum_t1_a --out scores
+        recon eval surface mesh.ply truth.ply --unit mm
+        recon eval surface depth/ /data/SERV-CT --unit mm --both-views
+        """,
+}
+SUMMARIES = {
+    "depth": "errors of depth maps, under every alignment and under published protocols",
+    "trajectory": "errors of a camera path",
+    "surface": "distances between surfaces, under every alignment",
+}
+PREDICTIONS = {
+    "depth": "run folder, folder of PNG, TIFF, NPY or NPZ named or ordered like the frames, or one stack",
+    "trajectory": "run folder, TUM or KITTI file, or COLMAP model",
+    "surface": "run folder, mesh (PLY, OBJ, STL, OFF, GLB), or depth maps where the truth is one surface a frame",
+}
+UNITS = ("mm", "cm", "m", "unitless")
+
+
+def add_eval(add_verb: Callable[..., argparse.ArgumentParser], verbs) -> None:
+    """Add `eval` and its three kinds; `add_verb` is how the command line adds any verb."""
+    parser = verbs.add_parser("eval", help="score anyone's predictions against the truth, no pipeline needed")
+    kinds = parser.add_subparsers(metavar="KIND", required=True, title="kinds")
+    for kind, summary in SUMMARIES.items():
+        _add_arguments(add_verb(kinds, kind, f"evaluate:{kind}", summary, EXAMPLES[kind]), kind)
+    add_verb(kinds, "protocols", "evaluate:protocols", "list the published depth protocols", "recon eval protocols")
+
+
+def _add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
+    parser.add_argument("predictions", type=Path, nargs="+", metavar="PRED", help=PREDICTIONS[kind])
+    parser.add_argument(
+        "truth", metavar="GT", help="sequence of a known data set, a folder of such sequences, or a bare file of the same kind"
+    )
+    parser.add_argument("--dataset", metavar="NAME", help="read GT as this data set instead of recognising it")
+    parser.add_argument("--unit", choices=UNITS, help="of PRED, where the files do not say (default: that of GT, which is noted)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, metavar="FACTOR", help="multiply PRED's values by this first, e.g. 0.00390625 for PNG of 1/256"
+    )
+    parser.add_argument("--gt-unit", choices=UNITS, help="of GT when it is a bare file that does not say (default: mm, which is noted)")
+    parser.add_argument("--gt-scale", type=float, default=1.0, metavar="FACTOR", help="the same for GT when it is a bare file")
+    parser.add_argument("--split", type=Path, metavar="FILE", help="score only what this split names (see configs/splits)")
+    parser.add_argument("--part", default="test", help="of the split (default: %(default)s)")
+    parser.add_argument(
+        "--trained-on", action="append", metavar="NAME", help="data set or split file that the method was trained on; may be repeated"
+    )
+    parser.add_argument(
+        "--gt-used", action="append", choices=("none", "depth", "pose", "scale"), help="truth that entered PRED; may be repeated"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write scores.json, scores.csv, frames.csv, scores.tex and pictures")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--seed", type=int, default=0, help="of samples and bootstrap")
+    if kind == "depth":
+        parser.add_argument(
+            "--protocol",
+            action="append",
+            metavar="NAME",
+            help="published protocol beside the four alignments; may be repeated (see `recon eval protocols`)",
+        )
+        parser.add_argument("--disparity", action="store_true", help="PRED holds disparity (proportional to 1 / z), not depth")
+        parser.add_argument("--max-frames", type=int, metavar="N", help="score at most N frames a sequence, evenly spread")
+    if kind == "trajectory":
+        parser.add_argument("--format", choices=("tum", "kitti", "colmap"), help="of PRED and of a bare GT, instead of recognising it")
+    if kind == "surface":
+        parser.add_argument("--trajectory", type=Path, metavar="FILE", help="camera path of PRED, for the alignments by the path")
+        parser.add_argument("--gt-trajectory", type=Path, metavar="FILE", help="camera path of a bare GT")
+        parser.add_argument(
+            "--camera", type=Path, metavar="FILE", help="camera.json of the recording: what it cannot have seen is not missing"
+        )
+        parser.add_argument("--both-views", action="store_true", help="merge what the second view of a stereo pair adds to the truth")
+        parser.add_argument("--samples", type=int, default=100_000, metavar="N", help="points on each surface (default: %(default)s)")
+        parser.add_argument(
+            "--cap", type=float, default=10.0, metavar="MM", help="what missing surface costs in the penalised score (default: %(default)s)"
+        )

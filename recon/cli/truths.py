@@ -1,0 +1,104 @@
+"""GT of `recon eval`: one sequence of a data set, a folder of such sequences, or bare files; whole or a part of a split."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from recon.data import DATASETS, detect, is_phantom, open_sequence
+from recon.data.bare_truth import depth_truth, surface_truth, trajectory_truth
+from recon.data.collection import find_sequences
+from recon.data.splits import Split, overlap, read_split, shared_frames
+from recon.io.cameras import read_camera
+from recon.types import FrameSequence, ReconError
+
+WITHOUT_TRUTH = ("folder", "video")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One recording to score against."""
+
+    name: str
+    """Where predictions for it lie below PRED; empty when GT is this one recording."""
+    sequence: FrameSequence
+    indices: tuple[int, ...] | None
+    """Frames of the split's part; None for all."""
+    is_bare: bool
+    """True when it came as a file and not as a data set, so that all of a surface counts unless a lens says what was seen."""
+
+
+def open_truths(kind: str, arguments: argparse.Namespace) -> Iterator[Truth]:
+    """Yield every recording that is to be scored. Raises ReconError when there is none."""
+    split = None if arguments.split is None else read_split(arguments.split)
+    if split is not None:
+        _refuse_seen_recordings(split, arguments)
+    recordings = _recordings(arguments)
+    if recordings is None:
+        if split is not None:
+            raise ReconError(f"{arguments.truth} is no sequence of a known data set, so --split cannot say which part of it counts")
+        yield Truth("", _bare(kind, arguments), None, is_bare=True)
+        return
+    num_found = 0
+    for name, path in recordings:
+        wanted = None if split is None else split.recording(arguments.part, str(Path(path).absolute()))
+        if split is not None and wanted is None:
+            continue
+        sequence = open_sequence(path, arguments.dataset)
+        indices = None
+        if split is not None and wanted is not None:
+            indices = tuple(int(index) for index in split.frames(arguments.part, wanted, len(sequence.frames)))
+        num_found += 1
+        yield Truth(name, replace(sequence, name=name or sequence.name), indices, is_bare=False)
+    if not num_found:
+        raise ReconError(f"{arguments.truth} holds no recording of the {arguments.part} part of {arguments.split}")
+
+
+def split_notes(arguments: argparse.Namespace) -> list[str]:
+    """What a reader must know of the split: its title, leakage, and what the method has seen of it."""
+    if arguments.split is None:
+        return []
+    split = read_split(arguments.split)
+    notes = [f"{split.title}, part {arguments.part} ({split.source})", *split.leakage, *split.notes]
+    for train in _training_splits(arguments):
+        notes += overlap(train, split, arguments.part)
+    return notes
+
+
+def _recordings(arguments: argparse.Namespace) -> list[tuple[str, str | Path]] | None:
+    """Names and paths, the name empty when GT itself is the recording; None when GT is a bare file or folder."""
+    source = arguments.truth
+    if is_phantom(source):
+        return [("", source)]
+    found = detect(source)
+    if arguments.dataset is not None or found not in WITHOUT_TRUTH:
+        if arguments.dataset is not None and arguments.dataset not in DATASETS:
+            raise ReconError(f"data set {arguments.dataset!r} is not known; known: {', '.join(DATASETS)}")
+        if arguments.dataset is None or DATASETS[arguments.dataset].matches(Path(source)):
+            return [("", source)]
+    below = find_sequences(source, arguments.dataset) if Path(source).is_dir() else []
+    return list(below) or None
+
+
+def _bare(kind: str, arguments: argparse.Namespace) -> FrameSequence:
+    path = Path(arguments.truth)
+    if kind == "depth":
+        return depth_truth(path, arguments.gt_unit, arguments.gt_scale)
+    if kind == "trajectory":
+        return trajectory_truth(path, arguments.gt_unit, arguments.gt_scale, arguments.format)
+    camera = None if arguments.camera is None else read_camera(arguments.camera)
+    return surface_truth(path, arguments.gt_unit, arguments.gt_scale, arguments.gt_trajectory, camera)
+
+
+def _training_splits(arguments: argparse.Namespace) -> list[Split]:
+    return [read_split(Path(name)) for name in arguments.trained_on or () if name.endswith(".toml")]
+
+
+def _refuse_seen_recordings(split: Split, arguments: argparse.Namespace) -> None:
+    """A recording that the method was trained on says nothing about it: refused, not footnoted."""
+    for train in _training_splits(arguments):
+        seen = shared_frames(train, split, arguments.part)
+        if seen:
+            raise ReconError(f"a method trained on {train.name} must not be scored on the {arguments.part} part of {split.name}: {seen[0]}")

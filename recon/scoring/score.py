@@ -1,0 +1,99 @@
+"""What a comparison leaves: numbers, what they rest on, and which truth was known to the method beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from recon.eval.bootstrap import macro_mean
+from recon.eval.protocols import PROTOCOLS
+from recon.types import Metric
+
+SCHEMA = 1
+"""Of the JSON form."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Which truth the method had before it was scored. None: nobody said."""
+
+    gt_depth: bool | None = None
+    gt_pose: bool | None = None
+    gt_scale: bool | None = None
+    intrinsics: str | None = None
+    """"given", "dataset" or "estimated"."""
+    trained_on: tuple[str, ...] | None = None
+    """Data sets (or splits) whose images or truth trained the networks in it."""
+
+    def sentences(self, dataset: str) -> list[str]:
+        """Say it in words; `dataset` is the one scored on."""
+        used = [name for name, value in (("depth", self.gt_depth), ("poses", self.gt_pose), ("scale", self.gt_scale)) if value]
+        unstated = [name for name, value in (("depth", self.gt_depth), ("poses", self.gt_pose), ("scale", self.gt_scale)) if value is None]
+        lines = [f"true {', '.join(used)} entered the prediction: its errors are no errors of a reconstruction"] if used else []
+        if unstated:
+            lines.append(f"not stated whether true {', '.join(unstated)} entered the prediction")
+        elif not used:
+            lines.append("no truth entered the prediction")
+        lines.append(f"intrinsics: {self.intrinsics or 'not stated'}")
+        if self.trained_on is None:
+            lines.append("trained on: not stated")
+        else:
+            lines.append(f"trained on: {', '.join(self.trained_on) or 'nothing'}")
+            if dataset in {name.split("/")[0] for name in self.trained_on}:
+                lines.append(f"the method was trained on {dataset}: these are no zero-shot numbers")
+        return lines
+
+
+@dataclass(frozen=True)
+class Score:
+    """One method on one sequence."""
+
+    method: str
+    sequence: str
+    dataset: str
+    """Key of `recon.data.DATASETS`, or "files" when the truth came as bare files."""
+    metrics: list[Metric]
+    inputs: Inputs
+    truth_used: dict[str, bool]
+    """Which truth the comparison opened: depth, trajectory, mesh."""
+    frames: list[dict[str, Any]] = field(default_factory=list)
+    """Values of single frames, one row each."""
+    rungs: list[dict[str, Any]] = field(default_factory=list)
+    """Every alignment of the surface with its transform."""
+    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Precision, recall and F over the threshold, by alignment."""
+    notes: list[str] = field(default_factory=list)
+
+    def value(self, name: str, alignment: str, protocol: str | None = None) -> float | None:
+        """The number of that name, None when it was not computed."""
+        found = (m.value for m in self.metrics if (m.name, m.alignment, m.protocol) == (name, alignment, protocol))
+        return next(found, None)
+
+    def as_json(self) -> dict[str, Any]:
+        """What is written into a JSON file."""
+        return {"schema": SCHEMA, **asdict(self), "inputs": {**asdict(self.inputs), "text": self.inputs.sentences(self.dataset)}}
+
+
+def mean_score(scores: Sequence[Score], seed: int = 0) -> Score:
+    """One method over several sequences, with bootstrap intervals over sequences.
+
+    Each sequence counts the same, except under published protocols whose authors average over all frames at once.
+    """
+    metrics, notes = [], []
+    for protocol in dict.fromkeys(metric.protocol for score in scores for metric in score.metrics):
+        of_protocol = [[metric for metric in score.metrics if metric.protocol == protocol] for score in scores]
+        over_frames = protocol in PROTOCOLS and PROTOCOLS[protocol].averaging == "frames"
+        weights = [_num_frames(score, protocol) for score in scores] if over_frames and protocol is not None else None
+        found, remarks = macro_mean(of_protocol, seed, weights)
+        metrics += found
+        notes += remarks
+    used = {name: any(score.truth_used.get(name, False) for score in scores) for name in scores[0].truth_used}
+    datasets = {score.dataset for score in scores}
+    dataset = datasets.pop() if len(datasets) == 1 else "several"
+    return Score(scores[0].method, f"mean of {len(scores)} sequences", dataset, metrics, scores[0].inputs, used, notes=notes)
+
+
+def _num_frames(score: Score, protocol: str) -> int:
+    """How many frames have errors under a protocol."""
+    return sum(f"{protocol}/scale" in row for row in score.frames)
