@@ -5,7 +5,7 @@ The only stage that opens the truth. Without truth it writes an empty list. The 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,16 @@ import numpy as np
 
 from recon.data import open_source
 from recon.eval.surface import SurfaceOptions
-from recon.io.atomic import read_json, write_bytes, write_json, write_text
-from recon.io.depth import read_depth
+from recon.io.atomic import write_bytes, write_json, write_text
 from recon.io.images import read_image
-from recon.io.meshes import read_mesh
 from recon.pipeline import Stage
 from recon.report.figures import trajectory_figure
 from recon.report.pictures import spread
 from recon.report.tables import as_csv
 from recon.scoring.depth import DepthOptions, compare_depth
+from recon.scoring.frame_surface import FrameComparison, compare_frame_surfaces
 from recon.scoring.pictures import depth_error_map, surface_pictures
-from recon.scoring.prediction import Prediction
+from recon.scoring.prediction import Prediction, prediction_of_run
 from recon.scoring.score import Inputs, Score
 from recon.scoring.surface import Comparison, compare_surface
 from recon.scoring.trajectory import compare_trajectory
@@ -42,6 +41,8 @@ class Config:
     """Frames whose depth error is drawn."""
     max_depth_frames: int = bounded(400, 1)
     """Depth is compared on at most this many frames, spread over the recording."""
+    max_surface_frames: int = bounded(20, 1)
+    """Where the truth is one surface a frame, at most this many frames are compared as surfaces."""
     num_samples: int = bounded(100_000, 100)
     """Points on each surface."""
     cap_mm: float = bounded(10.0, 0.1, 1000.0)
@@ -53,7 +54,7 @@ class Config:
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write `metrics.json`, `frames.csv` and `figures/*`."""
     sequence = open_source(inputs["source"])
-    pred = _prediction(inputs)
+    pred = prediction_of_run("this run", Inputs(False, False, False), inputs["scale"], inputs["mesh"] / "mesh.ply")
     scores: list[Score] = []
     median_depth = None
     if sequence.depth_gt is not None:
@@ -61,26 +62,11 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         median_depth = _median_depth(sequence, config.max_depth_frames)
     if sequence.trajectory_gt is not None and pred.trajectory is not None:
         scores.append(_trajectory(sequence, sequence.trajectory_gt, pred, pred.trajectory, out, config))
-    if sequence.mesh_gt is not None or sequence.frame_mesh_gt is not None:
+    if sequence.mesh_gt is not None:
         scores.append(_surface(sequence, pred, median_depth, out, config))
+    elif sequence.frame_mesh_gt is not None:
+        scores.append(compare_frame_surfaces(sequence, pred, FrameComparison(_options(config), max_frames=config.max_surface_frames)))
     _write(out, scores)
-
-
-def _prediction(inputs: dict[str, Path]) -> Prediction:
-    posed = [frame for frame in read_json(inputs["scale"] / "trajectory.json")["frames"] if frame["T_world_camera"] is not None]
-    indices = np.array([frame["index"] for frame in posed], dtype=np.int64)
-    poses = np.array([frame["T_world_camera"] for frame in posed], dtype=np.float64).reshape(-1, 4, 4)
-    unit = read_json(inputs["scale"] / "scale.json")["unit"]
-    files = {int(file.stem): file for file in sorted((inputs["scale"] / "depth").glob("*.tiff"))}
-    return Prediction(
-        "this run",
-        Inputs(False, False, False),
-        unit,
-        depth=lambda index: read_depth(files[index]) if index in files else None,
-        # Frames are matched by index, so times play no part here.
-        trajectory=Trajectory(indices, indices.astype(np.float64), poses, unit),
-        mesh=replace(read_mesh(inputs["mesh"] / "mesh.ply"), unit=unit),
-    )
 
 
 def _depth(sequence: FrameSequence, pred: Prediction, inputs: dict[str, Path], out: Path, config: Config) -> Score:
@@ -114,10 +100,13 @@ def _trajectory(sequence: FrameSequence, gt: Trajectory, pred: Prediction, path:
 
 
 def _surface(sequence: FrameSequence, pred: Prediction, median_depth: float | None, out: Path, config: Config) -> Score:
-    options = SurfaceOptions(num_samples=config.num_samples, seed=config.seed, cap_mm=config.cap_mm)
-    score, rungs = compare_surface(sequence, pred, Comparison(options, median_depth))
+    score, rungs = compare_surface(sequence, pred, Comparison(_options(config), median_depth))
     surface_pictures(out / "figures", sequence, pred, score, rungs)
     return score
+
+
+def _options(config: Config) -> SurfaceOptions:
+    return SurfaceOptions(num_samples=config.num_samples, seed=config.seed, cap_mm=config.cap_mm)
 
 
 def _write(out: Path, scores: list[Score]) -> None:

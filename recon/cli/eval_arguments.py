@@ -30,7 +30,7 @@ SUMMARIES = {
 PREDICTIONS = {
     "depth": "run folder, folder of PNG, TIFF, NPY or NPZ named or ordered like the frames, or one stack",
     "trajectory": "run folder, TUM or KITTI file, or COLMAP model",
-    "surface": "run folder, mesh (PLY, OBJ, STL, OFF, GLB), or depth maps where the truth is one surface a frame",
+    "surface": "run folder, mesh (PLY, OBJ, STL, OFF, GLB), or depth maps, each scored as the surface of its view",
 }
 UNITS = ("mm", "cm", "m", "unitless")
 
@@ -75,7 +75,8 @@ def _add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
             help="published protocol beside the four alignments; may be repeated (see `recon eval protocols`)",
         )
         parser.add_argument("--disparity", action="store_true", help="PRED holds disparity (proportional to 1 / z), not depth")
-        parser.add_argument("--max-frames", type=int, metavar="N", help="score at most N frames a sequence, evenly spread")
+    if kind != "trajectory":
+        parser.add_argument("--max-frames", type=int, metavar="N", help="score at most N depth maps a sequence, evenly spread")
     if kind == "trajectory":
         parser.add_argument("--format", choices=("tum", "kitti", "colmap"), help="of PRED and of a bare GT, instead of recognising it")
     if kind == "surface":

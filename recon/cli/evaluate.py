@@ -19,6 +19,7 @@ from recon.eval.surface import SurfaceOptions
 from recon.report.tables import alignment_table, method_table, with_interval
 from recon.scoring.depth import DepthOptions, compare_depth
 from recon.scoring.files import write_scores
+from recon.scoring.frame_surface import FrameComparison, compare_frame_surfaces
 from recon.scoring.pictures import depth_pictures, surface_pictures
 from recon.scoring.prediction import Prediction
 from recon.scoring.score import Score, mean_score
@@ -100,10 +101,11 @@ def _compare(kind: str, truth: Truth, prediction: Prediction, arguments: argpars
     if arguments.samples < 100 or not 0 < arguments.cap < 1e6:
         raise ReconError(f"--samples should be at least 100 and --cap positive, found {arguments.samples} and {arguments.cap}")
     options = SurfaceOptions(num_samples=arguments.samples, seed=arguments.seed, cap_mm=arguments.cap)
+    if prediction.mesh is None:
+        frames = FrameComparison(options, arguments.both_views, truth.indices, arguments.max_frames)
+        return compare_frame_surfaces(truth.sequence, prediction, frames), []
     whole = truth.is_bare and truth.sequence.camera is not None and truth.sequence.trajectory_gt is not None
-    return compare_surface(
-        truth.sequence, prediction, Comparison(options, truth_is_whole=whole, both_views=arguments.both_views, indices=truth.indices)
-    )
+    return compare_surface(truth.sequence, prediction, Comparison(options, truth_is_whole=whole))
 
 
 def _method_names(paths: list[Path]) -> list[str]:

@@ -12,12 +12,11 @@ import numpy as np
 from recon.cli.results import artifact, newest_report
 from recon.eval.association import on_frames_of
 from recon.io.atomic import read_json
-from recon.io.depth import read_depth
 from recon.io.meshes import MESH_SUFFIXES, read_mesh, states_no_unit
 from recon.io.poses import read_poses
 from recon.io.predicted_depth import DepthFolder
 from recon.io.units import MM_PER_UNIT
-from recon.scoring.prediction import Prediction
+from recon.scoring.prediction import Prediction, prediction_of_run
 from recon.scoring.score import Inputs
 from recon.types import FrameSequence, ReconError, Trajectory, Unit
 
@@ -28,7 +27,7 @@ def open_prediction(path: Path, kind: str, arguments: argparse.Namespace, truth:
     """Open what is needed to score `kind`. Raises ReconError when there is nothing of that kind."""
     name = path.name or str(path)
     if (path / "results" / "report.json").is_file():
-        return _from_run(path, name, kind)
+        return _from_run(path, name, kind, truth)
     if not path.exists():
         raise ReconError(f"{path} does not exist; expected a run folder or a prediction for {truth.name}")
     inputs = declared_inputs(arguments)
@@ -50,25 +49,13 @@ def declared_inputs(arguments: argparse.Namespace) -> Inputs:
     return Inputs(*(kind in arguments.gt_used for kind in KINDS_OF_TRUTH), trained_on=trained_on)
 
 
-def _from_run(run: Path, name: str, kind: str) -> Prediction:
+def _from_run(run: Path, name: str, kind: str, truth: FrameSequence) -> Prediction:
     report = read_json(newest_report(run) / "report.json")
     used = report["inputs_used"]
     trained_on = tuple(used["trained_on"]) if "trained_on" in used else None
     inputs = Inputs(used["gt_depth"], used["gt_pose"], used["gt_scale"], used["intrinsics"], trained_on)
-    unit: Unit = report["unit"]
-    scaled = artifact(run, "scale")
-    posed = [frame for frame in read_json(scaled / "trajectory.json")["frames"] if frame["T_world_camera"] is not None]
-    indices = np.array([frame["index"] for frame in posed], dtype=np.int64)
-    poses = np.array([frame["T_world_camera"] for frame in posed], dtype=np.float64).reshape(-1, 4, 4)
-    files = {int(file.stem): file for file in sorted((scaled / "depth").glob("*.tiff"))}
-    return Prediction(
-        name,
-        inputs,
-        unit,
-        depth=lambda index: read_depth(files[index]) if index in files else None,
-        trajectory=Trajectory(indices, indices.astype(np.float64), poses, unit),
-        mesh=replace(read_mesh(run / "results" / "mesh.ply"), unit=unit) if kind == "surface" else None,
-    )
+    mesh_file = run / "results" / "mesh.ply" if kind == "surface" and truth.mesh_gt is not None else None
+    return prediction_of_run(name, inputs, artifact(run, "scale"), mesh_file)
 
 
 def _depth(path: Path, name: str, arguments: argparse.Namespace, truth: FrameSequence, inputs: Inputs) -> Prediction:
@@ -106,8 +93,8 @@ def _trajectory(path: Path, arguments: argparse.Namespace, truth: FrameSequence)
 
 def _surface(path: Path, name: str, arguments: argparse.Namespace, truth: FrameSequence, inputs: Inputs) -> Prediction:
     if path.is_dir() or path.suffix.lower() not in MESH_SUFFIXES:
-        if truth.frame_mesh_gt is None:
-            raise ReconError(f"{path} is no mesh, and depth maps are scored as surfaces only where the truth has a surface for every frame")
+        if truth.frame_mesh_gt is None and truth.depth_gt is None:
+            raise ReconError(f"{path} is no mesh, and depth maps are scored as surfaces only where the truth has depth too")
         return _depth(path, name, arguments, truth, inputs)
     mesh = read_mesh(path, arguments.unit)
     is_known = mesh.unit == "mm" or states_no_unit(path)

@@ -77,7 +77,7 @@ def _resamples(num: int, block: int, seed: int) -> Iterator[Float[np.ndarray, "b
 
 
 def macro_mean(
-    sequences: Sequence[Sequence[Metric]], seed: int = 0, weights: Sequence[int] | None = None, of: str = "sequences"
+    sequences: Sequence[Sequence[Metric]], seed: int = 0, weights: Sequence[int] | None = None, of: str = "sequences", block: int = 1
 ) -> tuple[list[Metric], list[str]]:
     """Return the mean of each metric over sequences with its interval, and a note on metrics that some of them lack.
 
@@ -87,6 +87,7 @@ def macro_mean(
         weights: frames that each sequence's means stand for, which makes it the mean of all frames; None: every sequence counts
             the same, whatever its length.
         of: what the notes call them.
+        block: how many neighbours are resampled together, as in `intervals`.
     """
     found: dict[tuple, dict[int, Metric]] = {}
     for i, metrics in enumerate(sequences):
@@ -99,7 +100,8 @@ def macro_mean(
         weight = np.array([1.0 if weights is None else float(weights[i]) for i in found_in])
         if weight.sum() == 0:
             continue
-        bounds = intervals(values[:, None], 1, seed, weights=weight)[0] if np.count_nonzero(weight) >= MIN_VALUES and weight.all() else None
+        has_interval = np.count_nonzero(weight) >= MIN_VALUES and weight.all()
+        bounds = intervals(values[:, None], min(block, len(values)), seed, weights=weight)[0] if has_interval else None
         floors = [metric.noise_floor for metric in found_in.values() if metric.noise_floor is not None]
         means.append(
             replace(

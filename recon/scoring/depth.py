@@ -12,7 +12,7 @@ from recon.data import DATASETS
 from recon.eval.depth import DepthPair, DepthScore, score_depth
 from recon.eval.protocols import OWN, PROTOCOLS
 from recon.eval.temporal import TemporalScore
-from recon.scoring.prediction import Prediction
+from recon.scoring.prediction import Prediction, chosen_frames
 from recon.scoring.score import Score
 from recon.scoring.temporal import ENDODAV, endodav_agreement, temporal_agreement
 from recon.types import DepthMap, FrameSequence, Metric, ReconError
@@ -47,7 +47,7 @@ def compare_depth(sequence: FrameSequence, prediction: Prediction, options: Dept
     unknown = [name for name in options.protocols if name not in PROTOCOLS]
     if unknown:
         raise ReconError(f"protocol {unknown[0]!r} is not known; known: {', '.join(PROTOCOLS)}")
-    comparison = _Comparison(sequence, prediction, options, _chosen(sequence, options))
+    comparison = _Comparison(sequence, prediction, options, chosen_frames(sequence, options.indices, options.max_frames))
     own = comparison.add(OWN)
     if own is not None:
         comparison.add_temporal(temporal_agreement(sequence, prediction, comparison.indices, own, options.num_workers, options.seed))
@@ -153,11 +153,3 @@ class _Comparison:
 def _belonging(sequence: FrameSequence) -> tuple[str, ...]:
     """Protocols that nobody asked for and that readers of this data set look for; where one does not fit, a note says so."""
     return DATASETS[sequence.dataset].protocols if sequence.dataset in DATASETS else ()
-
-
-def _chosen(sequence: FrameSequence, options: DepthOptions) -> list[int]:
-    indices = list(range(len(sequence.frames))) if options.indices is None else list(options.indices)
-    if options.max_frames is None or len(indices) <= options.max_frames:
-        return indices
-    spread = np.linspace(0, len(indices) - 1, options.max_frames).round().astype(int)
-    return [indices[k] for k in spread]

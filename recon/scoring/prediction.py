@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from recon.io.atomic import read_json
+from recon.io.depth import read_depth
+from recon.io.meshes import read_mesh
 from recon.scoring.score import Inputs
-from recon.types import Mesh, Trajectory, Unit
+from recon.types import FrameSequence, Mesh, Trajectory, Unit
 
 
 @dataclass(frozen=True)
@@ -30,3 +34,29 @@ class Prediction:
     notes: tuple[str, ...] = ()
     late_notes: Callable[[], tuple[str, ...]] = tuple
     """What reading it has shown, to be asked for after scoring."""
+
+
+def chosen_frames(sequence: FrameSequence, indices: Sequence[int] | None, max_frames: int | None) -> list[int]:
+    """The frames to score: all or the given ones, and of these at most `max_frames`, evenly spread."""
+    wanted = list(range(len(sequence.frames)) if indices is None else indices)
+    if max_frames is None or len(wanted) <= max_frames:
+        return wanted
+    return [wanted[k] for k in np.linspace(0, len(wanted) - 1, max_frames).round().astype(int)]
+
+
+def prediction_of_run(name: str, inputs: Inputs, scaled: Path, mesh_file: Path | None) -> Prediction:
+    """What a run found: depth and poses in the folder that its scale stage wrote, and its mesh where that is wanted."""
+    posed = [frame for frame in read_json(scaled / "trajectory.json")["frames"] if frame["T_world_camera"] is not None]
+    indices = np.array([frame["index"] for frame in posed], dtype=np.int64)
+    poses = np.array([frame["T_world_camera"] for frame in posed], dtype=np.float64).reshape(-1, 4, 4)
+    unit: Unit = read_json(scaled / "scale.json")["unit"]
+    files = {int(file.stem): file for file in sorted((scaled / "depth").glob("*.tiff"))}
+    return Prediction(
+        name,
+        inputs,
+        unit,
+        depth=lambda index: read_depth(files[index]) if index in files else None,
+        # Frames are matched by index, so times play no part.
+        trajectory=Trajectory(indices, indices.astype(np.float64), poses, unit),
+        mesh=None if mesh_file is None else replace(read_mesh(mesh_file), unit=unit),
+    )

@@ -82,7 +82,7 @@ def demo(folder: Path) -> dict[str, float]:
     words = ("demo", "--out", folder / "run")
     ended = recon(*words, allowed=(0,))
     metrics = json.loads((folder / "run" / "results" / "report.json").read_text())["metrics"]
-    error = next(m["value"] for m in metrics if (m["group"], m["name"]) == ("surface", "accuracy_mean"))
+    error = next(m["value"] for m in metrics if (m["name"], m["alignment"]) == ("accuracy_mean", "sim3_trajectory"))
     phantom = open_phantom(DEMO_SPEC)
     truths = [phantom.depth_gt(index) for index in range(0, len(phantom.frames), 6)]
     median_depth = float(np.median(np.concatenate([truth.depth[truth.valid] for truth in truths])))
@@ -110,7 +110,16 @@ def colon(folder: Path) -> dict[str, float]:
     recon(*words)
     recon("export", folder / "run", "--what", "depth", "--to", folder / "depth", allowed=(0,))
     figures = score("score_c3vd.py", folder / "run", source, "--depth", folder / "depth")
-    return {**figures, **truth_used(figures), **second_run(*words)}
+    return {**figures, **truth_used(figures), **disagreement(folder, source, figures), **second_run(*words)}
+
+
+def disagreement(folder: Path, source: Path, figures: dict[str, float]) -> dict[str, float]:
+    """Largest difference in percent between `recon eval surface` and the scoring program on the same run."""
+    recon("eval", "surface", folder / "run", source, "--out", folder / "scores", allowed=(0,))
+    (scored,) = json.loads((folder / "scores" / "scores.json").read_text())["scores"]
+    own = {m["name"]: m["value"] for m in scored["metrics"] if m["alignment"] == "sim3_trajectory"}
+    names = {"accuracy_mean": "accuracy_mm", "accuracy_p95": "accuracy_p95_mm", "completeness_mean": "completeness_mm", "f_2mm": "f1_2mm"}
+    return {"eval_disagreement_percent": max(100 * abs(own[ours] / figures[theirs] - 1) for ours, theirs in names.items())}
 
 
 def killed(folder: Path) -> dict[str, float]:
