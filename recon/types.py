@@ -175,7 +175,8 @@ class Metric:
     value: float
     unit: str
     alignment: Alignment = "none"
-    lower_is_better: bool = True
+    lower_is_better: bool | None = True
+    """None for counts and signed figures, of which neither direction is better."""
     protocol: str | None = None
     """The published protocol whose arithmetic gave it; None for this project's own definition."""
     interval: tuple[float, float] | None = None

@@ -25,12 +25,9 @@ from recon.scoring.frame_surface import FrameComparison, compare_frame_surfaces
 from recon.scoring.pictures import depth_error_map, surface_pictures
 from recon.scoring.prediction import Prediction, prediction_of_run
 from recon.scoring.score import Inputs, Score
-from recon.scoring.surface import Comparison, compare_surface
+from recon.scoring.surface import Comparison, compare_surface, median_true_depth
 from recon.scoring.trajectory import compare_trajectory
 from recon.types import MAX_SEED, FrameSequence, Trajectory, bounded
-
-MEDIAN_DEPTH_STEP = 7
-"""Pixels between those whose true depth enters the scene's median depth."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,10 @@ class Config:
 
     num_error_maps: int = bounded(3, 0)
     """Frames whose depth error is drawn."""
-    max_depth_frames: int = bounded(400, 1)
-    """Depth is compared on at most this many frames, spread over the recording."""
+    max_depth_frames: int = bounded(0, 0)
+    """Depth is compared on at most this many frames, spread over the recording; 0 means all."""
+    max_median_frames: int = bounded(50, 1)
+    """Frames, spread over the recording, whose true depth says how far away the tissue is."""
     max_surface_frames: int = bounded(20, 1)
     """Where the truth is one surface a frame, at most this many frames are compared as surfaces."""
     num_samples: int = bounded(100_000, 100)
@@ -54,12 +53,14 @@ class Config:
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write `metrics.json`, `frames.csv` and `figures/*`."""
     sequence = open_source(inputs["source"])
-    pred = prediction_of_run("this run", Inputs(False, False, False), inputs["scale"], inputs["mesh"] / "mesh.ply")
+    pred = prediction_of_run(
+        "this run", Inputs(False, False, False), inputs["scale"], inputs["mesh"] / "mesh.ply", inputs["masks"] / "scope.png"
+    )
     scores: list[Score] = []
     median_depth = None
     if sequence.depth_gt is not None:
         scores.append(_depth(sequence, pred, inputs, out, config))
-        median_depth = _median_depth(sequence, config.max_depth_frames)
+        median_depth = median_true_depth(sequence, config.max_median_frames)
     if sequence.trajectory_gt is not None and pred.trajectory is not None:
         scores.append(_trajectory(sequence, sequence.trajectory_gt, pred, pred.trajectory, out, config))
     if sequence.mesh_gt is not None:
@@ -70,7 +71,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
 
 
 def _depth(sequence: FrameSequence, pred: Prediction, inputs: dict[str, Path], out: Path, config: Config) -> Score:
-    options = DepthOptions(max_frames=config.max_depth_frames, seed=config.seed)
+    options = DepthOptions(max_frames=config.max_depth_frames or None, seed=config.seed)
     score = compare_depth(sequence, pred, options)
     scored = [int(row["index"]) for row in score.frames if row.get("scale")]
     for index in spread(scored, config.num_error_maps):
@@ -80,21 +81,10 @@ def _depth(sequence: FrameSequence, pred: Prediction, inputs: dict[str, Path], o
     return score
 
 
-def _median_depth(sequence: FrameSequence, max_frames: int) -> float | None:
-    """Of the whole scene, the median of the frames' medians."""
-    medians = []
-    for index in spread(list(range(len(sequence.frames))), max_frames):
-        truth = sequence.depth_gt(index) if sequence.depth_gt is not None else None
-        if truth is not None and truth.valid.any():
-            medians.append(np.median(truth.depth[truth.valid][::MEDIAN_DEPTH_STEP]))
-    return float(np.median(medians)) if medians else None
-
-
 def _trajectory(sequence: FrameSequence, gt: Trajectory, pred: Prediction, path: Trajectory, out: Path, config: Config) -> Score:
     score, alignments = compare_trajectory(sequence, pred, config.seed)
     if "sim3_trajectory" in alignments:
-        scale, R, t = alignments["sim3_trajectory"]
-        aligned, truth = scale * path.T_world_camera[:, :3, 3] @ R.T + t, gt.T_world_camera[:, :3, 3]
+        aligned, truth = alignments["sim3_trajectory"].map(path.T_world_camera[:, :3, 3]), gt.T_world_camera[:, :3, 3]
         write_bytes(out / "figures" / "trajectory.png", trajectory_figure(aligned, np.zeros(len(aligned), bool), gt.unit, truth))
     return score
 
@@ -129,7 +119,7 @@ STAGE = Stage(
     config=Config,
     run=run,
     version=2,
-    reads=("source", "frames", "scale", "mesh"),
+    reads=("source", "frames", "masks", "scale", "mesh"),
     writes=("metrics.json", "frames.csv"),
     seconds_per_frame=0.2,
     bytes_per_frame=8_000,

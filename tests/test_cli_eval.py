@@ -230,6 +230,22 @@ def test_a_path_against_itself_in_another_unit(capsys, tmp_path):
     assert value(score, "ate_rmse", "none") < 1e-4 and value(score, "ate_rmse", "sim3_trajectory") < 1e-4
 
 
+def test_a_path_of_few_frames_says_so_and_wins_nothing(capsys, tmp_path):
+    truth = write_c3vd(tmp_path / "c3vd", count=8)
+    rng = np.random.default_rng(0)
+    for name, count, noise in (("few", 4, 0.0), ("all", 8, 0.05)):
+        path = poses(8)[:count]
+        path[:, :3, 3] += rng.normal(0, noise, (count, 3))
+        write_tum(tmp_path / f"{name}.tum", Trajectory(np.arange(count), np.arange(count) / 25, path, "mm"))
+    score = scored(capsys, "trajectory", tmp_path / "few.tum", truth, "--unit", "mm")
+    assert value(score, "posed", "none") == 0.5 and any("4 of 8 frames" in note for note in score["notes"])
+    code, out, _ = call(capsys, "eval", "trajectory", tmp_path / "few.tum", tmp_path / "all.tum", truth, "--unit", "mm")
+    assert code == 0
+    starred = {line.split("│")[1].strip(): line for line in out.splitlines() if " *" in line and "│" in line}
+    assert "posed, none" in starred
+    assert not any("*" in line.split("│")[2] for line in starred.values()), "the path of few frames is nowhere the best"
+
+
 # --- splits and what was seen
 
 
@@ -238,6 +254,46 @@ def test_a_method_is_not_scored_on_what_trained_it(capsys, tmp_path):
     words = ("--split", SPLITS / "scared-video.toml", "--trained-on", SPLITS / "scared-af.toml")
     code, _, err = call(capsys, "eval", "depth", tmp_path, tmp_path, *words)
     assert code == 2 and "must not be scored" in err and "dataset_8" in err
+
+
+def test_frames_that_trained_a_method_are_refused_without_a_split_too(capsys, tmp_path):
+    truth = write_c3vd(tmp_path / "c3vd" / "cecum_t1_a")
+    (tmp_path / "own.toml").write_text(
+        'title = "t"\nsource = "s"\ndataset = "c3vd"\nleakage = []\n[group]\npattern = "[a-z]+"\nmeans = "organ"\n'
+        '[parts.train]\ncecum_t1_a = "0-1"\n[parts.test]\ncecum_t1_a = "2-3"\n'
+    )
+    pred = write_depth_folder(tmp_path / "pred", [f"{k:04d}" for k in range(4)], [np.full((HEIGHT, WIDTH), 10.0)] * 4)
+    words = ("eval", "depth", pred, truth, "--unit", "mm", "--trained-on", tmp_path / "own.toml")
+    code, _, err = call(capsys, *words)
+    assert code == 2 and "has seen 2 of the 4 frames" in err
+    code, out, err = call(capsys, *words, "--split", tmp_path / "own.toml")
+    assert code == 0 and "no zero-shot numbers" in out, err
+
+
+def test_a_method_that_left_a_sequence_out_is_empty_there(capsys, tmp_path):
+    for name in ("cecum_t1_a", "trans_t2_b"):
+        write_c3vd(tmp_path / "c3vd" / name)
+    names = [f"{k:04d}" for k in range(4)]
+    write_depth_folder(tmp_path / "half" / "cecum_t1_a", names, [np.full((HEIGHT, WIDTH), 10.0 * (k + 1)) for k in range(4)])
+    code, out, err = call(capsys, "eval", "depth", tmp_path / "half", tmp_path / "c3vd", "--unit", "mm", "--json")
+    assert code == 0, err
+    (mean,) = json.loads(out)["summaries"]
+    assert value(mean, "coverage", "none") == pytest.approx(0.5, abs=0.01)
+    assert value(mean, "abs_rel_penalised", "none") == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_finished_run_is_scored_by_what_it_says_itself(capsys, tmp_path):
+    spec = "phantom:tube?seed=1&frames=6&width=96&height=80&step_mm=2.0"
+    assert call(capsys, "run", spec, "--out", tmp_path / "run", "--set", "trajectory.max_num_features=500")[0] in (0, 3)
+    report = json.loads((tmp_path / "run" / "results" / "report.json").read_text())
+    again = scored(capsys, "depth", tmp_path / "run", spec, "--unit", "m", "--gt-used", "depth")
+    assert value(again, "abs_rel", "scale_frame") == pytest.approx(value(report, "abs_rel", "scale_frame"), rel=1e-9)
+    assert again["inputs"]["gt_depth"] is False and again["inputs"]["trained_on"] == ["phantom"]
+    assert any("--unit, --gt-used is not applied" in note for note in again["notes"])
+    surface = scored(capsys, "surface", tmp_path / "run", spec)
+    assert value(surface, "f_2mm", "sim3_trajectory") == pytest.approx(value(report, "f_2mm", "sim3_trajectory"), rel=1e-9)
+    path = scored(capsys, "trajectory", tmp_path / "run", spec)
+    assert value(path, "ate_rmse", "sim3_trajectory") == pytest.approx(value(report, "ate_rmse", "sim3_trajectory"), rel=1e-9)
 
 
 # --- bad input
@@ -255,6 +311,14 @@ def test_a_method_is_not_scored_on_what_trained_it(capsys, tmp_path):
         (("surface", "{empty}", "{mesh}"), "empty.ply"),
         (("trajectory", "{text}", "{c3vd}"), "text.txt"),
         (("surface", "{mesh}", "{mesh}", "--cap", "0"), "--cap"),
+        (("surface", "{mesh}", "{mesh}", "--scale", "-1"), "--scale"),
+        (("surface", "{mesh}", "{mesh}", "--scale", "nan"), "--scale"),
+        (("surface", "{mesh}", "{mesh}", "--samples", "1000000000000"), "--samples"),
+        (("surface", "{mesh}", "{mesh}", "--both-views"), "--both-views"),
+        (("surface", "{mesh}", "{mesh}", "{mesh}"), "is given twice"),
+        (("depth", "{pred}", "{servct}", "--seed", "-1"), "--seed"),
+        (("depth", "{pred}", "{servct}", "--max-frames", "0"), "--max-frames"),
+        (("depth", "{c3vd}", "{servct}"), "is a recording of c3vd"),
     ],
 )
 def test_mistakes_are_named_in_one_line(capsys, tmp_path, words, reason):
@@ -293,3 +357,30 @@ def test_values_that_are_no_depth_make_no_nan(capsys, tmp_path, wrong):
     assert value(score, "abs_rel_penalised", "none") == 1
     assert any("not computable" in note for note in score["notes"])
     assert all(np.isfinite(m["value"]) for m in score["metrics"])
+
+
+def test_marks_of_a_renderer_are_no_depth(capsys, tmp_path):
+    truth = write_servct(tmp_path / "Experiment_1")
+    depth = np.full((HEIGHT, WIDTH), 64.0, np.float32)
+    depth[5, :4] = 3.4e38, 1e30, 1e-38, 1e18
+    pred = write_depth_folder(tmp_path / "pred", ["001", "002"], [depth] * 2)
+    score = scored(capsys, "depth", pred, truth, "--unit", "mm")
+    assert value(score, "abs_rel", "none") == pytest.approx(0, abs=1e-6)
+    assert score["frames"][0]["unreadable"] == 4 and value(score, "coverage", "none") < 1
+
+
+def test_one_true_pixel_is_no_score(capsys, tmp_path):
+    gt, pred = np.zeros((1, 8, 8), np.float32), np.full((1, 8, 8), 3.0, np.float32)
+    gt[0, 2, 2] = 50
+    np.save(tmp_path / "gt.npy", gt)
+    np.save(tmp_path / "pred.npy", pred)
+    score = scored(capsys, "depth", tmp_path / "pred.npy", tmp_path / "gt.npy", "--unit", "mm", "--gt-unit", "mm")
+    assert "abs_rel" not in {m["name"] for m in score["metrics"]} and any("not computable" in note for note in score["notes"])
+
+
+def test_a_surface_in_metres_is_noticed(capsys, tmp_path):
+    truth = foreign(tmp_path / "truth.ply", organ())
+    small = foreign(tmp_path / "small.ply", replace(organ(), vertices=organ().vertices / 1000))
+    score = scored(capsys, "surface", small, truth, "--unit", "mm", "--samples", 2000)
+    assert any("looks like metres against millimetres" in note for note in score["notes"])
+    assert all(abs(m["value"]) > 99 for m in score["metrics"] if (m["name"], m["alignment"]) == ("scale_error", "none"))

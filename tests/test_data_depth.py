@@ -94,7 +94,7 @@ def test_hamlyn(tmp_path, nested, columns):
     assert (depth.scale, depth.depth.dtype, depth.depth_mm[5, 5]) == ("metric", np.float32, 52)
     assert depth.depth_mm[0, :4].tolist() == [0, 300, 0, 52]  # a hole, the last that the authors score, one too far
     assert np.argwhere(~depth.valid).tolist() == [[0, 0], [0, 2]]
-    assert sequence.trajectory_gt is None and sequence.noise_floor_mm is None
+    assert sequence.trajectory_gt is None and sequence.noise_floor_mm == 1
     assert sequence.notes == (
         "the depth that comes with the data is a stereo matcher's (Libelas), whole millimetres with holes, not a measurement",
     )

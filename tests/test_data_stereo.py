@@ -72,7 +72,7 @@ def test_scared_recording(tmp_path, packed):
     assert sequence.trajectory_gt.frame_indices.tolist() == [0, 1, 2, 3]
     assert np.allclose(sequence.trajectory_gt.T_world_camera, poses(4), atol=1e-9)
     assert sequence.noise_floor_mm is None
-    assert len(sequence.notes) == 1 and "only the keyframe is measured" in sequence.notes[0]
+    assert len(sequence.notes) == 2 and "only the keyframe is measured" in sequence.notes[0] and "first view alone" in sequence.notes[1]
 
 
 def test_scared_depth_is_the_upper_view_and_zero_or_nan_is_unknown(tmp_path):
@@ -92,8 +92,10 @@ def test_scared_surface_of_the_keyframe_lies_on_its_pixels(tmp_path):
     depth = frame_depth(0)
     depth[:, 40:] = 150  # a step that no face may bridge
     write_points(root / "left_depth_map.tiff", depth, np.nan, stacked=False)
+    assert open_scared(root).mesh_gt is None
+    (root / "data" / "rgb.mp4").unlink()
     sequence = open_scared(root)
-    mesh = sequence.mesh_gt()
+    mesh = sequence.frame_mesh_gt(0, False)
     pixels, _ = project(sequence.camera, mesh.vertices)
     assert mesh.unit == "mm"
     assert np.allclose(pixels, np.round(pixels), atol=1e-6)

@@ -16,10 +16,10 @@ from recon.eval.trajectory import (
     roll_error_rad,
     score_trajectory,
     similarity,
-    transformed,
 )
 from recon.geometry.alignment import umeyama
 from recon.geometry.se3 import exp
+from recon.geometry.similarity import Similarity
 from recon.types import ReconError, Trajectory
 
 TURN = exp(np.array([3.0, -1.0, 2.0, 0.4, -0.2, 1.1]))
@@ -51,7 +51,7 @@ def long_path(num=400, seed=0) -> np.ndarray:
 
 
 def disturbed(gt: np.ndarray, sigma=0.05, seed=1) -> np.ndarray:
-    return transformed(gt, 1.7, TURN[:3, :3], TURN[:3, 3]) @ exp(np.random.default_rng(seed).normal(0, sigma, (len(gt), 6)))
+    return Similarity(1.7, TURN[:3, :3], TURN[:3, 3]).poses(gt) @ exp(np.random.default_rng(seed).normal(0, sigma, (len(gt), 6)))
 
 
 def line(num=60, sideways=0.0, seed=0) -> np.ndarray:
@@ -109,14 +109,26 @@ def test_errors_agree_with_evo(gt, alignment):
 
 def test_paths_equal_up_to_a_similarity_have_no_aligned_error():
     gt = long_path()
-    score = scored(transformed(gt, 0.2, TURN[:3, :3], np.array([5.0, -2.0, 3.0])), gt)
+    score = scored(Similarity(0.2, TURN[:3, :3], np.array([5.0, -2.0, 3.0])).poses(gt), gt)
     assert not score.notes
     for name in ("ate_rmse", "ate_max", "rpe_translation", "rpe_rotation", "rpe_translation_10mm", "rotation_mean", "drift_percent"):
         assert value(score, name, "sim3_trajectory") == pytest.approx(0, abs=1e-5)
     assert value(score, "ate_rmse", "none") > 1 and value(score, "ate_rmse", "se3_trajectory") > 0.1
-    assert value(score, "scale_error") == pytest.approx(80) and value(score, "scale_drift") == pytest.approx(0, abs=1e-9)
-    scale, R, t = score.alignments["sim3_trajectory"]
-    assert scale == pytest.approx(5) and np.allclose(R, TURN[:3, :3].T) and np.allclose(t, -5 * R @ [5.0, -2.0, 3.0])
+    assert value(score, "scale_error", "none") == pytest.approx(-80) and value(score, "scale_drift") == pytest.approx(0, abs=1e-9)
+    found = score.alignments["sim3_trajectory"]
+    assert (
+        found.scale == pytest.approx(5) and np.allclose(found.R, TURN[:3, :3].T) and np.allclose(found.t, -5 * found.R @ [5.0, -2.0, 3.0])
+    )
+
+
+def test_the_scale_error_is_that_of_the_claim_with_its_sign():
+    gt = long_path()
+    for scale in (1.05, 0.95):
+        score = scored(Similarity(scale, TURN[:3, :3], np.zeros(3)).poses(gt), gt)
+        (error,) = [m for m in score.metrics if m.name == "scale_error"]
+        assert error.value == pytest.approx(100 * (scale - 1)) and error.alignment == "none" and error.lower_is_better is None
+        # What the claim was wrong by is gone after an alignment of the scale.
+        assert score.alignments["sim3_trajectory"].scale * scale == pytest.approx(1)
 
 
 def test_first_pose_alone_is_trusted_by_its_alignment():
@@ -210,7 +222,7 @@ def test_paths_that_determine_no_alignment_give_a_note_and_no_nan():
     short = scored(path(2), path(2))
     assert short.metrics == [] and "not computable" in short.notes[0]
     still = scored(np.tile(np.eye(4), (5, 1, 1)), line(5))
-    assert {m.alignment for m in still.metrics} == {"none", "first_pose", "se3_trajectory"}  # the last is the legacy figure's
+    assert {m.alignment for m in still.metrics if m.protocol is None} == {"none", "first_pose"}
     assert any("aligned errors are not computable" in note for note in still.notes)
     unscaled = scored(line(5), np.tile(np.eye(4), (5, 1, 1)), unit="unitless")
     assert {m.protocol for m in unscaled.metrics} == {"snippet-5"} and unscaled.notes
@@ -224,22 +236,21 @@ def test_paths_that_determine_no_alignment_give_a_note_and_no_nan():
 def test_without_a_common_unit_only_scaled_alignments_are_left():
     score = scored(disturbed(long_path()), long_path(), unit="unitless")
     assert {m.alignment for m in score.metrics if m.protocol is None} == {"sim3_trajectory"}
-    assert not any(m.name in ("scale_error", "c3vd_legacy_ate_mean") for m in score.metrics)
+    assert not any(m.name == "scale_error" for m in score.metrics)
     assert any("not both paths are in millimetres" in note for note in score.notes)
 
 
 def test_similarity_maps_predicted_centres_to_true_ones():
     gt = path()
-    pred = transformed(gt, 2.0, TURN[:3, :3], np.ones(3))
-    assert transformed(pred, *similarity(pred, gt, with_scale=True)) == pytest.approx(gt)
+    pred = Similarity(2.0, TURN[:3, :3], np.ones(3)).poses(gt)
+    assert similarity(pred, gt, with_scale=True).poses(pred) == pytest.approx(gt)
 
 
 def test_a_straight_path_with_measurable_sideways_motion_is_aligned_by_its_centres():
     gt = line(sideways=1.0)
     pred = disturbed(gt, sigma=0.01) @ exp(np.array([0, 0, 0, 0, 0, 1.0]))  # orientations that say something else
     assert is_nearly_straight(gt) and not is_roll_lost(pred, gt)
-    for ours, plain in zip(similarity(pred, gt, True), umeyama(pred[:, :3, 3], gt[:, :3, 3], True), strict=True):
-        assert np.array_equal(ours, plain)
+    assert np.array_equal(similarity(pred, gt, True).matrix, umeyama(pred[:, :3, 3], gt[:, :3, 3], True).matrix)
 
 
 @pytest.mark.parametrize("sideways", [0.0, 0.05])
@@ -250,11 +261,11 @@ def test_a_straight_path_takes_a_lost_roll_from_the_orientations(sideways):
     pred[:, :3, 3] = 0.5 * pred[:, :3, 3] + 0.1 * rng.normal(size=(60, 3))
     pred[:, :3, :3] = pred[:, :3, :3] @ exp(np.concatenate([np.zeros((60, 3)), rng.normal(0, 0.02, (60, 3))], axis=1))[:, :3, :3]
     assert is_roll_lost(pred, gt)
-    scale, R, t = similarity(pred, gt, with_scale=True)
-    assert scale == pytest.approx(2.0, rel=0.01)
-    roll = (R @ TURN[:3, :3])[:2, :2]
+    found = similarity(pred, gt, with_scale=True)
+    assert found.scale == pytest.approx(2.0, rel=0.01)
+    roll = (found.R @ TURN[:3, :3])[:2, :2]
     assert np.degrees(abs(np.arctan2(roll[1, 0], roll[0, 0]))) < 1
-    assert centre_errors(transformed(pred, scale, R, t), gt).mean() < 0.6
+    assert centre_errors(found.poses(pred), gt).mean() < 0.6
     assert any("roll from the orientations" in note for note in scored(pred, gt).notes)
 
 
@@ -275,7 +286,7 @@ def test_the_stated_error_of_the_roll_is_what_repetition_shows():
         pred = gt.copy()
         pred[:, :3, 3] += 0.5 * rng.normal(size=(200, 3))
         stated.append(roll_error_rad(pred, gt))
-        R = umeyama(pred[:, :3, 3], gt[:, :3, 3])[1]
+        R = umeyama(pred[:, :3, 3], gt[:, :3, 3]).R
         rolls.append(np.arctan2(R[1, 0], R[0, 0]))
     assert np.sqrt(np.mean(np.square(stated))) == pytest.approx(np.std(rolls), rel=0.2)
 
@@ -288,3 +299,14 @@ def test_distances_carry_the_noise_floor_and_means_an_interval():
     assert mean.interval[0] < mean.value < mean.interval[1] and rmse.interval[0] < rmse.value < rmse.interval[1]
     again = score_trajectory(trajectory(disturbed(gt)), trajectory(gt), noise_floor=0.321, seed=4)
     assert again.metrics == score.metrics
+    assert not any("no interval" in note for note in score.notes)
+    few = scored(disturbed(gt)[:30], gt[:30])
+    assert all(m.interval is None for m in few.metrics) and sum("no interval" in note for note in few.notes) == 1
+
+
+def test_the_figure_of_c3vd_tables_stands_only_where_it_is_asked_for():
+    gt = long_path()
+    plain, asked = (score_trajectory(trajectory(disturbed(gt)), trajectory(gt), with_c3vd_legacy=wanted) for wanted in (False, True))
+    assert [m.protocol for m in asked.metrics[len(plain.metrics) :]] == ["c3vd-legacy"] and asked.metrics[
+        : len(plain.metrics)
+    ] == plain.metrics

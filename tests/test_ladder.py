@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from bodies import box, ellipsoid, joined, moved, sphere, square, tube
 
-from recon.eval.distances import Samples, Surface, part, sample_surface
-from recon.eval.icp import IcpSettings, Similarity, icp
-from recon.eval.ladder import sampled, trajectory_rungs
+from recon.eval import icp as icp_module
+from recon.eval.distances import Surface, part, sample_surface
+from recon.eval.icp import IcpSettings, icp
+from recon.eval.ladder import Checkerboard, trajectory_rungs
 from recon.eval.surface import SurfaceOptions, score_surface
 from recon.geometry.alignment import umeyama
-from recon.geometry.se3 import exp, inverse
+from recon.geometry.se3 import exp
+from recon.geometry.similarity import Similarity
 from recon.types import Mesh, ReconError
 
 OPTIONS = SurfaceOptions(num_samples=6000)
@@ -47,6 +49,9 @@ def test_the_truth_scaled_by_five_percent_is_five_percent_off_before_alignment_a
         assert value(found, "scale_error", after) == pytest.approx(0, abs=1e-3) and value(found, "accuracy_mean", after) < 1e-3
         assert value(found, "accuracy_mean", "none") > 0.5
         assert value(found, "scale_error", "se3_icp") == pytest.approx(5, abs=1e-3)
+    small = score_surface(moved(gt, 0.95, np.eye(4)), gt, poses=None, is_metric=True, options=OPTIONS)
+    assert value(small, "scale_error", "none") == pytest.approx(-5, abs=1e-3)
+    assert {m.lower_is_better for m in small.metrics if m.name == "scale_error"} == {None}
 
 
 def test_every_rung_undoes_what_it_may_undo_and_tells_its_transform():
@@ -56,18 +61,18 @@ def test_every_rung_undoes_what_it_may_undo_and_tells_its_transform():
     assert [r.alignment for r in found.rungs] == ["none", "first_pose", "se3_trajectory", "sim3_trajectory", "se3_icp", "sim3_icp"]
     for name in ("sim3_trajectory", "sim3_icp"):
         best = rung(found, name)
-        assert best.scale == pytest.approx(1.25, abs=1e-4)
+        assert best.similarity.scale == pytest.approx(1.25, abs=1e-4)
         assert best.apply(pred).vertices == pytest.approx(gt.vertices, abs=1e-2) and best.apply(pred).unit == "mm"
         angle = np.degrees(np.arccos((np.trace(SMALL_MOTION[:3, :3]) - 1) / 2))
-        assert best.rotation_deg == pytest.approx(angle, abs=0.02)
+        assert best.similarity.rotation_deg == pytest.approx(angle, abs=0.02)
     for name in ("none", "first_pose", "se3_trajectory", "se3_icp"):
-        assert rung(found, name).scale == 1.0
+        assert rung(found, name).similarity.scale == 1.0
     exact = rung(found, "sim3_trajectory")
     t = -SMALL_MOTION[:3, :3].T @ SMALL_MOTION[:3, 3]
-    assert exact.t == pytest.approx(t, abs=1e-9) and exact.shift_of_origin == pytest.approx(np.linalg.norm(t))
+    assert exact.similarity.t == pytest.approx(t, abs=1e-9)
     assert exact.shift_of_centroid == pytest.approx(np.linalg.norm(0.8 * SMALL_MOTION[:3, 3]), abs=0.3)  # the box is centred at 0
     first = rung(found, "first_pose")
-    assert first.map(0.8 * (SMALL_MOTION @ poses[0])[None, :3, 3]) == pytest.approx(poses[0][None, :3, 3], abs=1e-9)
+    assert first.similarity.map(0.8 * (SMALL_MOTION @ poses[0])[None, :3, 3]) == pytest.approx(poses[0][None, :3, 3], abs=1e-9)
     assert {m.alignment for m in found.metrics if m.name == "icp_condition"} == {"se3_icp", "sim3_icp"}
 
 
@@ -76,10 +81,9 @@ def test_trajectory_rungs_equal_umeyama_and_never_see_the_surface():
     noisy = scaled_path(poses, 0.5, SMALL_MOTION)
     noisy[:, :3, 3] += 0.01 * np.random.default_rng(0).normal(size=(len(poses), 3))
     rungs, notes = trajectory_rungs((noisy, poses), False, np.zeros(3), "mm")
-    scale, R, t = umeyama(noisy[:, :3, 3], poses[:, :3, 3])
+    plain = umeyama(noisy[:, :3, 3], poses[:, :3, 3])
     assert [r.alignment for r in rungs] == ["sim3_trajectory"] and notes == []
-    assert rungs[0].scale == pytest.approx(scale) and rungs[0].t == pytest.approx(t)
-    assert np.abs(rungs[0].R - R).max() < 1e-12
+    assert rungs[0].similarity.matrix == pytest.approx(plain.matrix, abs=1e-12)
 
 
 def test_without_a_unit_no_rung_believes_the_scale():
@@ -89,7 +93,7 @@ def test_without_a_unit_no_rung_believes_the_scale():
     assert [r.alignment for r in found.rungs] == ["sim3_trajectory", "sim3_icp"]
     assert not any(m.name == "scale_error" for m in found.metrics)
     alone = score_surface(pred, gt, poses=None, is_metric=False, options=OPTIONS)
-    assert rung(alone, "sim3_icp").scale == pytest.approx(1 / 0.03, rel=1e-3) and "centroids" in alone.notes[0]
+    assert rung(alone, "sim3_icp").similarity.scale == pytest.approx(1 / 0.03, rel=1e-3) and "centroids" in alone.notes[0]
 
 
 def test_paths_that_fix_no_alignment_are_refused_with_a_note():
@@ -193,28 +197,52 @@ def test_the_scale_stays_within_its_bounds_and_another_size_is_refused():
     paths = (scaled_path(poses, 4.0, np.eye(4)), poses)
     found = score_surface(moved(gt, 4.0, np.eye(4)), gt, poses=paths, is_metric=True, options=OPTIONS)
     assert any("se3_icp" in note and "factor of 4" in note for note in found.notes)
-    assert rung(found, "sim3_icp").scale == pytest.approx(0.25, rel=1e-3)
+    assert rung(found, "sim3_icp").similarity.scale == pytest.approx(0.25, rel=1e-3)
 
 
-def test_fits_are_scored_on_the_half_that_they_did_not_see():
-    gt = box()
-    halves = sampled(gt, sample_surface(gt, 4000, 0))
-    assert 0.4 < halves.for_fit.mean() < 0.6
-    on_plane = sample_surface(square(30.0), 4000, 0)
-    rounded = Samples(on_plane.points + 1e-9 * np.random.default_rng(0).normal(size=(4000, 3)), on_plane.normals)
-    # Cells, not single samples: neighbours are on the same side, so a fit cannot score by what lies next to it.
-    for part_of in (halves, sampled(square(30.0), rounded)):
-        points = part_of.samples.points
+def test_a_checkerboard_has_two_halves_of_whole_cells():
+    plane = sample_surface(square(30.0), 4000, 0).points
+    rounded = plane + 1e-9 * np.random.default_rng(0).normal(size=(4000, 3))
+    for points in (sample_surface(box(), 4000, 0).points, rounded):
+        for_fit = Checkerboard.on(points).is_for_fit(points)
+        assert 0.4 < for_fit.mean() < 0.6
+        # Cells, not single samples: neighbours are on the same side, so a fit cannot score by what lies next to it.
         near = np.linalg.norm(points[:200, None] - points[None], axis=2) < 0.5
-        same = part_of.for_fit[:200, None] == part_of.for_fit[None]
-        assert same[near].mean() > 0.8 and 0.4 < part_of.for_fit.mean() < 0.6
-    dent = Mesh(gt.vertices.copy(), gt.faces, unit="mm")
-    dent.vertices[np.linalg.norm(gt.vertices - gt.vertices[0], axis=1) < 6] *= 1.1
-    found = score_surface(dent, gt, poses=None, is_metric=True, options=OPTIONS)
-    samples = sample_surface(dent, OPTIONS.num_samples, OPTIONS.seed)
-    fitted = rung(found, "se3_icp")
-    held_out = Surface(gt).distances(fitted.map(samples.points[~sampled(dent, samples).for_fit]))
-    assert value(found, "accuracy_mean", "se3_icp") == pytest.approx(held_out.mean(), rel=1e-4)
+        assert (for_fit[:200, None] == for_fit[None])[near].mean() > 0.8
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_true_cell_that_took_part_in_a_fit_is_scored(monkeypatch, seed):
+    gt, rng = ellipsoid(), np.random.default_rng(seed)
+    pred = moved(gt, 1.04, exp(np.concatenate([rng.normal(0, 2, 3), rng.normal(0, 0.2, 3)])))
+    pred = Mesh(pred.vertices + 0.1 * rng.normal(size=pred.vertices.shape), pred.faces, unit="mm")
+    board = Checkerboard.on(sample_surface(gt, OPTIONS.num_samples, OPTIONS.seed).points)
+    taken: set[tuple[int, ...]] = set()
+    found_matches = icp_module._Pair.matches
+
+    def watched(self, *args):
+        found = found_matches(self, *args)
+        taken.update(map(tuple, board.cells(found[1]).tolist()))
+        return found
+
+    monkeypatch.setattr(icp_module._Pair, "matches", watched)
+    found = score_surface(pred, gt, poses=None, is_metric=True, options=OPTIONS)
+    of_gt, of_pred = (sample_surface(mesh, OPTIONS.num_samples, OPTIONS.seed).points for mesh in (gt, pred))
+    assert len(taken) > 20
+    for name in ("se3_icp", "sim3_icp"):
+        fitted = rung(found, name)
+        nearest = Surface(gt).closest(fitted.similarity.map(of_pred))
+        unseen_pred, unseen_gt = fitted.unseen
+        scored = np.concatenate([board.cells(nearest.points)[unseen_pred], board.cells(of_gt)[unseen_gt]])
+        assert np.mean([tuple(cell) in taken for cell in scored.tolist()]) == 0
+        assert 0.4 < unseen_pred.mean() < 0.6 and 0.4 < unseen_gt.mean() < 0.6
+        assert value(found, "accuracy_mean", name) == pytest.approx(nearest.distances[unseen_pred].mean(), rel=1e-4)
+
+
+def test_a_surface_with_hardly_anything_to_fit_is_refused():
+    samples = sample_surface(box(), 100, 0)
+    with pytest.raises(ReconError, match="hardly any part"):
+        icp(Surface(box()), samples, Surface(box()), samples, IDENTITY, True, IcpSettings(), lambda points: np.zeros(len(points), bool))
 
 
 def test_chosen_alignments_only_and_the_same_result_twice():
@@ -225,11 +253,3 @@ def test_chosen_alignments_only_and_the_same_result_twice():
     once, twice = (score_surface(pred, gt, poses=paths, is_metric=True, options=options) for _ in range(2))
     assert [r.alignment for r in once.rungs] == ["sim3_icp"] and once.metrics == twice.metrics
     assert all(np.isfinite(m.value) for m in once.metrics)
-
-
-def test_a_map_and_its_inverse():
-    some = Similarity(2.5, SMALL_MOTION[:3, :3], np.array([3.0, -2.0, 1.0]))
-    points = np.random.default_rng(0).normal(size=(5, 3))
-    assert some.unmap(some.map(points)) == pytest.approx(points)
-    assert some.map(points) == pytest.approx(2.5 * points @ SMALL_MOTION[:3, :3].T + [3, -2, 1])
-    assert Similarity(1.0, inverse(SMALL_MOTION)[:3, :3], np.zeros(3)).rotation_deg == pytest.approx(some.rotation_deg)

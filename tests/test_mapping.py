@@ -12,10 +12,11 @@ from heightfield import CAMERA, render, sideways
 from recon.geometry import se3
 from recon.geometry.alignment import umeyama
 from recon.geometry.cameras import project
+from recon.geometry.similarity import Similarity
 from recon.io.colmap_camera import colmap_lens, colmap_params
 from recon.io.images import write_jpeg, write_png
 from recon.tracking.features import FeatureOptions
-from recon.tracking.joining import Similarity, by_shared_points, merged, transformed
+from recon.tracking.joining import by_shared_points, merged, transformed
 from recon.tracking.mapping import SparseMap, map_frames
 from recon.tracking.stillness import is_still
 from recon.types import Camera
@@ -59,8 +60,8 @@ def centres_error(sparse: SparseMap, poses: list[np.ndarray]) -> float:
     """Largest distance of camera centres after the best similarity, in units of the path."""
     indices = sorted(sparse.poses)
     found, truth = (np.array([p[i][:3, 3] for i in indices]) for p in (sparse.poses, poses))
-    scale, R, t = umeyama(found, truth)
-    return float(np.linalg.norm(scale * found @ R.T + t - truth, axis=1).max() / np.linalg.norm(np.diff(truth, axis=0), axis=1).sum())
+    aligned = umeyama(found, truth).map(found)
+    return float(np.linalg.norm(aligned - truth, axis=1).max() / np.linalg.norm(np.diff(truth, axis=0), axis=1).sum())
 
 
 def test_recovers_the_trajectory(sparse, recording):

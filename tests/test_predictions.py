@@ -11,6 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from recon.data.bare_truth import depth_truth
 from recon.io.depth import write_depth
 from recon.io.depth_formats import open_stack, read_predicted_depth
 from recon.io.predicted_depth import DepthFolder
@@ -61,28 +62,25 @@ def write_predicted(path, depth):
 )
 def test_every_format_gives_what_was_written(tmp_path, name, dtype, write):
     write(tmp_path / name, MAP.astype(dtype))
-    depth, num_wrong = read_predicted_depth(tmp_path / name, 0.5)
+    depth = read_predicted_depth(tmp_path / name, 0.5)
     assert depth.dtype == np.float32
     assert np.array_equal(depth, MAP / 2)
-    assert num_wrong == 0
 
 
 def test_eight_bits_and_half_floats(tmp_path):
     Image.fromarray(np.array([[0, 7, 255]], np.uint8)).save(tmp_path / "a.png")
     np.save(tmp_path / "a.npy", np.array([[0, 0.05, np.inf]], np.float16))
-    assert read_predicted_depth(tmp_path / "a.png")[0].tolist() == [[0, 7, 255]]
-    depth, num_wrong = read_predicted_depth(tmp_path / "a.npy", MM_PER_UNIT["m"])
-    assert np.allclose(depth, [[0, 50, 0]], atol=0.02)
-    assert num_wrong == 1
+    assert read_predicted_depth(tmp_path / "a.png").tolist() == [[0, 7, 255]]
+    depth = read_predicted_depth(tmp_path / "a.npy", MM_PER_UNIT["m"])
+    assert np.allclose(depth, [[0, 50, np.inf]], atol=0.02)
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.tiff"])
-def test_what_is_no_depth_is_unknown_and_counted(tmp_path, name):
+def test_what_is_no_depth_is_passed_on_for_whoever_scores_it_to_count(tmp_path, name):
     depth = np.array([[np.nan, np.inf, -np.inf], [-1, 1e300, 5]])
     np.save(tmp_path / name, depth) if name == "a.npy" else tifffile.imwrite(tmp_path / name, depth)
-    read, num_wrong = read_predicted_depth(tmp_path / name)
-    assert read.tolist() == [[0, 0, 0], [0, 0, 5]]
-    assert num_wrong == 5
+    read = read_predicted_depth(tmp_path / name, 2.0)
+    assert np.array_equal(read, np.array([[np.nan, np.inf, -np.inf], [-2, np.inf, 10]], np.float32), equal_nan=True)
 
 
 def picture(path):
@@ -182,12 +180,12 @@ def test_damaged_files_give_a_map_or_one_line(tmp_path, name):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                read, _ = read_predicted_depth(tmp_path / name)
+                read = read_predicted_depth(tmp_path / name)
         except ReconError as error:
             assert one_line(error, name), str(error)
             refused += 1
         else:
-            assert np.all(np.isfinite(read)) and read.min() >= 0
+            assert read.dtype == np.float32 and read.ndim == 2
     assert refused > NUM_MUTATIONS / 3
 
 
@@ -279,10 +277,7 @@ def test_a_stack_is_matched_by_order_and_scaled(tmp_path, name):
     matched = folder.matched(["d.png", "c.png", "b.png", "a.png"])
     assert matched.position_of == {0: 0, 1: 1, 2: 2, 3: 3}
     assert np.array_equal(folder.read(3), 10 * stack[3])
-    assert folder.wrong_values_notes() == ()
-    for _ in range(2):  # what is read twice is counted once
-        assert folder.read(2)[0, 0] == 0
-    assert folder.wrong_values_notes() == (f"{name}: 1 values in 1 of 2 maps are NaN, infinite or negative and count as unknown",)
+    assert np.array_equal(folder.read(2), 10 * stack[2], equal_nan=True)
     with pytest.raises(ReconError, match="the stack holds 4 maps for 3 frames"):
         folder.matched(["a", "b", "c"])
 
@@ -293,3 +288,9 @@ def test_one_file_for_one_frame(tmp_path):
     matched = folder.matched(["a.png"])
     assert values(folder, matched) == {0: 7}
     assert matched.notes == ()
+
+
+def test_truth_that_is_no_depth_is_unknown(tmp_path):
+    np.save(tmp_path / "gt.npy", np.array([[np.nan, np.inf, -5, 0, 7]]))
+    truth = depth_truth(tmp_path / "gt.npy", "cm").depth_gt(0)
+    assert truth.depth.tolist() == [[0, 0, 0, 0, 70]] and truth.valid.tolist() == [[False, False, False, False, True]]

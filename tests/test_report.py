@@ -104,7 +104,14 @@ def page() -> str:
         "scale": {"source": "given", "value": 2.0, "sigma": None},
         "frames": {"total": 2, "used": 1, "posed": 1, "rejected": 1, "lost": 0},
         "metrics": [metric],
-        "inputs_used": {"gt_depth": False, "gt_pose": False, "gt_scale": False, "intrinsics": "estimated", "trained_on": ["phantom"]},
+        "inputs_used": {
+            "gt_depth": False,
+            "gt_pose": False,
+            "gt_scale": False,
+            "intrinsics": "estimated",
+            "trained_on": ["phantom"],
+            "trained_on_this_data": True,
+        },
         "alignments": [
             {"alignment": "sim3_trajectory", "scale": 31.2, "rotation_deg": 4.5, "translation": 7.25, "unit": "mm", "condition": None}
         ],

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from recon.data import open_sequence
+from recon.eval.surface import SurfaceOptions
 from recon.scoring.depth import DepthOptions, compare_depth
+from recon.scoring.frame_surface import FrameComparison, compare_frame_surfaces
 from recon.scoring.prediction import Prediction
 from recon.scoring.score import Inputs, Score, mean_score
 from recon.types import Metric, ReconError
@@ -18,8 +20,9 @@ def metric(value: float, protocol: str | None = None, name: str = "abs_rel") -> 
     return Metric("depth", name, value, "1", "scale_frame", protocol=protocol)
 
 
-def score(metrics: list[Metric], num_frames: int) -> Score:
-    rows = [{"index": k, "scared-af/scale": 1.0} for k in range(num_frames)]
+def score(metrics: list[Metric], num_frames: int, num_missing: int = 0) -> Score:
+    rows = [{"index": k, "scared-af/coverage": 1.0, "scared-af/scale": 1.0} for k in range(num_frames)]
+    rows += [{"index": num_frames + k, "scared-af/coverage": 0.0} for k in range(num_missing)]
     return Score("m", "s", "scared", metrics, Inputs(), {"depth": True, "trajectory": False, "mesh": False}, frames=rows)
 
 
@@ -40,10 +43,22 @@ def test_sequences_count_the_same_unless_the_authors_average_frames():
     assert mean.sequence == "mean of 2 sequences"
 
 
+def test_what_was_left_out_is_not_forgotten_in_the_mean():
+    full = score([metric(0.1, "scared-af"), metric(1.0, "scared-af", "coverage")], 4)
+    none = score([metric(0.0, "scared-af", "coverage")], 0, num_missing=12)
+    mean = mean_score([full, none])
+    assert mean.value("coverage", "scale_frame", "scared-af") == pytest.approx(0.25)
+    assert mean.value("abs_rel", "scale_frame", "scared-af") == pytest.approx(0.1)
+
+
+def test_training_data_is_recognised_by_its_data_set():
+    assert Inputs(trained_on=("scared/scared-af",)).has_seen("scared") and not Inputs().has_seen("scared")
+
+
 def test_a_mean_has_an_interval_over_sequences():
-    mean = mean_score([score([metric(v)], 3) for v in (0.1, 0.2, 0.3, 0.4)])
+    mean = mean_score([score([metric(v)], 3) for v in (0.1, 0.2, 0.3, 0.4, 0.15, 0.25, 0.35)])
     (only,) = mean.metrics
-    assert only.interval is not None and 0.1 <= only.interval[0] < 0.25 < only.interval[1] <= 0.4
+    assert only.interval is not None and 0.1 <= only.interval[0] < only.value < only.interval[1] <= 0.4
 
 
 def phantom_prediction(factor_of, is_disparity: bool = False) -> tuple:
@@ -81,10 +96,28 @@ def test_only_so_many_frames_are_looked_at():
     sequence, full = phantom_prediction(lambda index: 1.0)
     found = compare_depth(sequence, full, DepthOptions(max_frames=3))
     assert [row["index"] for row in found.frames] == [0, 2, 5]
-    assert any("frames apart" in note for note in found.notes)
+    assert any("2 of 3 frames are compared with the next one" in note for note in found.notes)
 
 
 def test_a_recording_without_depth_is_named():
     sequence, _ = phantom_prediction(lambda index: 1.0)
     with pytest.raises(ReconError, match="holds no depth"):
         compare_depth(sequence, Prediction("p", Inputs(), "mm"), DepthOptions())
+
+
+def test_a_view_without_a_prediction_is_as_empty_under_every_alignment():
+    sequence, full = phantom_prediction(lambda index: 1.0)
+    options = FrameComparison(SurfaceOptions(num_samples=500), indices=(0, 1))
+    half = Prediction("p", Inputs(), "mm", depth=lambda index: full.depth(index) if index else None)
+    found = compare_frame_surfaces(sequence, half, options)
+    for alignment in ("none", "scale_frame", "se3_icp", "sim3_icp"):
+        assert found.value("coverage", alignment) == pytest.approx(0.5)
+        assert found.value("chamfer_penalised", alignment) == pytest.approx(5, abs=0.01)
+        assert found.value("accuracy_mean", alignment) == pytest.approx(0, abs=0.01)
+
+
+def test_a_view_five_percent_too_far_has_that_scale_error():
+    sequence, large = phantom_prediction(lambda index: 1.05)
+    found = compare_frame_surfaces(sequence, large, FrameComparison(SurfaceOptions(num_samples=500), indices=(0,)))
+    assert found.value("scale_error", "none") == pytest.approx(5, abs=0.01)
+    assert found.value("accuracy_mean", "scale_frame") < 0.01 < 0.5 < found.value("accuracy_mean", "none")

@@ -57,6 +57,7 @@ def earlier_stages(run: Path, unit: str) -> dict[str, Path]:
     recording = {"name": sequence.name, "dataset": "phantom", "incomplete": None, "notes": ["a note"], "frames": frames}
     write_json(run / "frames/frames.json", recording)
     write_json(run / "depth/depth.json", {"model": "student", "trained_on": ["phantom"]})
+    write_mask(run / "masks/scope.png", np.ones((sequence.camera.height_px, sequence.camera.width_px), bool))
     write_json(run / "masks/gate.json", {"frames": gate})
     write_json(run / "scale/trajectory.json", {"frames": poses})
     write_json(run / "scale/scale.json", {"source": "given" if unit == "mm" else "none", "value": 1.0, "sigma": None, "unit": unit})

@@ -90,10 +90,10 @@ def found_poses(description: dict) -> dict[int, np.ndarray]:
 def check_centres(found: dict[int, np.ndarray], poses: list[np.ndarray], tolerance: float) -> float:
     """Largest error of camera centres in units of the path; returns the scale to truth."""
     a, b = (np.array([p[i][:3, 3] for i in sorted(found)]) for p in (found, poses))
-    factor, R, t = umeyama(a, b)
-    error = np.linalg.norm(factor * a @ R.T + t - b, axis=1).max() / np.linalg.norm(np.diff(b, axis=0), axis=1).sum()
+    similarity = umeyama(a, b)
+    error = np.linalg.norm(similarity.map(a) - b, axis=1).max() / np.linalg.norm(np.diff(b, axis=0), axis=1).sum()
     assert error < tolerance
-    return factor
+    return similarity.scale
 
 
 def test_every_frame_has_an_answer(hybrid, poses):

@@ -59,6 +59,10 @@ def test_several_methods_have_a_column_each_and_the_best_is_marked():
     f = dict(name="f_2mm", unit="1", lower_is_better=False)
     text = printed(method_table({"a": [metric(1.5), metric(0.9, **f)], "b": [metric(0.5), metric(0.4, **f)]}, "title"))
     lines = text.splitlines()
+    assert not any(
+        "*" in line for line in printed(method_table({"a": [metric(-8.0, lower_is_better=None)], "b": [metric(0.1)]}, "t")).splitlines()
+    )
+    assert not any("*" in line for line in printed(method_table({"a": [metric(0.1, 0.3)], "b": [metric(0.2, 0.3)]}, "t")).splitlines())
     assert "0.5 *" in next(line for line in lines if "accuracy_mean" in line)
     assert "0.9 *" in next(line for line in lines if "f_2mm" in line)
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from recon.eval.depth import DepthScore
 from recon.eval.temporal import endodav_carry, nearest_carry, pair_agreement, score_temporal
 from recon.geometry.cameras import ray_grid
 from recon.geometry.se3 import exp, inverse
-from recon.types import Camera, ReconError
+from recon.scoring.prediction import Prediction
+from recon.scoring.score import Inputs
+from recon.scoring.temporal import temporal_agreement
+from recon.types import Camera, DepthMap, FrameSequence, ReconError, Trajectory
 
 CAMERA = Camera("PINHOLE", 24, 18, (20.0, 20.0, 11.5, 8.5))
 FISHEYE = Camera("OPENCV_FISHEYE", 24, 18, (10.0, 10.0, 11.5, 8.5, 0.02, -0.01, 0.0, 0.0))
@@ -121,10 +125,10 @@ def test_endodav_rounding_loses_pixels_of_a_camera_that_stands_still():
     assert np.count_nonzero(endodav_carry(depth, shifted)) < 64 * 64
 
 
-def sequence(num=8) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+def sequence(num=8, step=2.0) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
     """A wall at z = 60, filmed on the way towards it."""
-    poses = {i: moved(z=2.0 * i) for i in range(num)}
-    return {i: np.full((18, 24), 60.0 - 2 * i, np.float32) for i in range(num)}, poses
+    poses = {i: moved(z=step * i) for i in range(num)}
+    return {i: np.full((18, 24), 60.0 - step * i, np.float32) for i in range(num)}, poses
 
 
 def test_a_consistent_sequence_and_a_flickering_one():
@@ -135,7 +139,9 @@ def test_a_consistent_sequence_and_a_flickering_one():
         ("tas", "1", "scale_sequence", False, "p"),
     ]
     assert still.metrics[0].value == pytest.approx(0, abs=1e-5) and still.metrics[1].value == 1 and len(still.pairs) == 7
-    flicker = score_temporal(range(8), lambda i: depth[i] * (1 + 0.1 * (i % 2)), poses, nearest_carry(CAMERA))
+    assert still.notes == ["temporal: 7 of 8 frames are compared with the next one"] and still.metrics[0].interval is None
+    depth, poses = sequence(50, 0.1)
+    flicker = score_temporal(range(50), lambda i: depth[i] * (1 + 0.1 * (i % 2)), poses, nearest_carry(CAMERA))
     assert 8 < flicker.metrics[0].value < 12 and flicker.metrics[0].interval[0] < flicker.metrics[0].value < flicker.metrics[0].interval[1]
     assert flicker.metrics[0].value == pytest.approx(np.mean([pair["tae"] for pair in flicker.pairs]))
 
@@ -143,10 +149,45 @@ def test_a_consistent_sequence_and_a_flickering_one():
 def test_pairs_that_cannot_be_compared_are_left_out_and_named():
     depth, poses = sequence()
     missing = score_temporal(range(8), lambda i: None if i == 3 else depth[i], poses, nearest_carry(CAMERA))
-    assert [pair["index"] for pair in missing.pairs] == [0, 1, 4, 5, 6] and "2 of 7" in missing.notes[0]
-    apart = score_temporal([0, 2, 4, 7], depth.get, poses, nearest_carry(CAMERA))
-    assert [pair["next_index"] for pair in apart.pairs] == [2, 4] and "2 frames apart" in apart.notes[0]
+    assert [pair["index"] for pair in missing.pairs] == [0, 1, 4, 5, 6]
+    assert "5 of 8 frames" in missing.notes[0] and "2 of 7 pairs with poses" in missing.notes[1]
     away = score_temporal([0, 1], depth.get, {0: np.eye(4), 1: moved(x=1e4)}, nearest_carry(CAMERA))
-    assert away.metrics == [] and "share no pixel" in away.notes[0]
+    assert away.metrics == [] and "not computable" in away.notes[0] and "share known pixels" in away.notes[0]
     alone = score_temporal([0, 1], depth.get, {0: np.eye(4)}, nearest_carry(CAMERA))
     assert alone.metrics == [] and "not computable" in alone.notes[0]
+
+
+def test_frames_spread_over_a_recording_are_compared_with_their_true_neighbours():
+    depth, poses = sequence(40, 0.5)
+    chosen = np.linspace(0, 39, 12).round().astype(int).tolist()
+    assert len(set(np.diff(chosen))) > 1  # not evenly spread: the steps differ
+    found = score_temporal(chosen, depth.get, poses, nearest_carry(CAMERA))
+    assert [(pair["index"], pair["next_index"]) for pair in found.pairs] == [(i, i + 1) for i in chosen[:-1]]
+    assert found.notes == ["temporal: 11 of 12 frames are compared with the next one"]
+    # Every pair is as far apart as in the whole recording, so the figure is the same.
+    whole = score_temporal(range(40), depth.get, poses, nearest_carry(CAMERA))
+    assert {(a["index"], a["tae"]) for a in found.pairs} <= {(a["index"], a["tae"]) for a in whole.pairs}
+
+
+def test_only_pixels_with_a_known_true_depth_count():
+    depth, poses = sequence(4)
+    valid = np.zeros((18, 24), bool)
+    valid[:, :12] = True
+    path = Trajectory(np.arange(4), np.arange(4.0), np.stack(list(poses.values())), "mm")
+
+    def recorded(known: np.ndarray) -> FrameSequence:
+        truth = {index: DepthMap(depth[index], known, "metric") for index in depth}
+        return FrameSequence("s", "files", (), camera=CAMERA, unit="mm", trajectory_gt=path, depth_gt=truth.get)
+
+    def flickering(index: int) -> np.ndarray:
+        small = depth[index][::2, ::2].copy()
+        small[:, 6:] *= 1 + 0.5 * (index % 2)
+        small[0, 0], small[1, 0], small[2, 0] = np.nan, np.inf, -5
+        return small
+
+    prediction = Prediction("p", Inputs(), "mm", depth=flickering)
+    own = DepthScore([], [], [], {"scale_sequence": 1.0})
+    inside, everywhere = (temporal_agreement(recorded(known), prediction, range(3), own, 1, 0) for known in (valid, np.ones_like(valid)))
+    assert inside.metrics[0].value == pytest.approx(0, abs=1e-5) and inside.metrics[1].value == 1
+    assert everywhere.metrics[0].value > 10
+    assert [pair["next_index"] for pair in inside.pairs] == [1, 2, 3]

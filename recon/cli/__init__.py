@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("recon: interrupted; the same command continues where it stopped", file=sys.stderr)
+        hint = "" if arguments.verb.startswith("evaluate:") else "; the same command continues where it stopped"
+        print(f"recon: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -32,6 +32,10 @@ PREDICTIONS = {
     "trajectory": "run folder, TUM or KITTI file, or COLMAP model",
     "surface": "run folder, mesh (PLY, OBJ, STL, OFF, GLB), or depth maps, each scored as the surface of its view",
 }
+MAX_FACTOR = 1e9
+MAX_SEED = 2**31 - 1
+"""As `recon.types` has it, which loads numpy."""
+MAX_SAMPLES = 20_000_000
 UNITS = ("mm", "cm", "m", "unitless")
 
 
@@ -44,6 +48,23 @@ def add_eval(add_verb: Callable[..., argparse.ArgumentParser], verbs) -> None:
     add_verb(kinds, "protocols", "evaluate:protocols", "list the published depth protocols", "recon eval protocols")
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 1 / MAX_FACTOR <= value <= MAX_FACTOR:
+        raise argparse.ArgumentTypeError(f"{text} is not between {1 / MAX_FACTOR:g} and {MAX_FACTOR:g}")
+    return value
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return value
+
+    return number
+
+
 def _add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument("predictions", type=Path, nargs="+", metavar="PRED", help=PREDICTIONS[kind])
     parser.add_argument(
@@ -52,10 +73,14 @@ def _add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument("--dataset", metavar="NAME", help="read GT as this data set instead of recognising it")
     parser.add_argument("--unit", choices=UNITS, help="of PRED, where the files do not say (default: that of GT, which is noted)")
     parser.add_argument(
-        "--scale", type=float, default=1.0, metavar="FACTOR", help="multiply PRED's values by this first, e.g. 0.00390625 for PNG of 1/256"
+        "--scale",
+        type=_positive,
+        default=1.0,
+        metavar="FACTOR",
+        help="multiply PRED's values by this first, e.g. 0.00390625",
     )
     parser.add_argument("--gt-unit", choices=UNITS, help="of GT when it is a bare file that does not say (default: mm, which is noted)")
-    parser.add_argument("--gt-scale", type=float, default=1.0, metavar="FACTOR", help="the same for GT when it is a bare file")
+    parser.add_argument("--gt-scale", type=_positive, default=1.0, metavar="FACTOR", help="the same for GT when it is a bare file")
     parser.add_argument("--split", type=Path, metavar="FILE", help="score only what this split names (see configs/splits)")
     parser.add_argument("--part", default="test", help="of the split (default: %(default)s)")
     parser.add_argument(
@@ -66,7 +91,7 @@ def _add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write scores.json, scores.csv, frames.csv, scores.tex and pictures")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--seed", type=int, default=0, help="of samples and bootstrap")
+    parser.add_argument("--seed", type=_whole(0, MAX_SEED), default=0, help="of samples and bootstrap")
     if kind == "depth":
         parser.add_argument(
             "--protocol",
@@ -76,7 +101,7 @@ def _add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         )
         parser.add_argument("--disparity", action="store_true", help="PRED holds disparity (proportional to 1 / z), not depth")
     if kind != "trajectory":
-        parser.add_argument("--max-frames", type=int, metavar="N", help="score at most N depth maps a sequence, evenly spread")
+        parser.add_argument("--max-frames", type=_whole(1, 10**9), metavar="N", help="score at most N depth maps a sequence, evenly spread")
     if kind == "trajectory":
         parser.add_argument("--format", choices=("tum", "kitti", "colmap"), help="of PRED and of a bare GT, instead of recognising it")
     if kind == "surface":
@@ -86,7 +111,11 @@ def _add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
             "--camera", type=Path, metavar="FILE", help="camera.json of the recording: what it cannot have seen is not missing"
         )
         parser.add_argument("--both-views", action="store_true", help="merge what the second view of a stereo pair adds to the truth")
-        parser.add_argument("--samples", type=int, default=100_000, metavar="N", help="points on each surface (default: %(default)s)")
+        parser.add_argument("--samples", type=_whole(100, MAX_SAMPLES), default=100_000, metavar="N", help="points on each surface")
         parser.add_argument(
-            "--cap", type=float, default=10.0, metavar="MM", help="what missing surface costs in the penalised score (default: %(default)s)"
+            "--cap",
+            type=_positive,
+            default=10.0,
+            metavar="MM",
+            help="what missing surface costs in the penalised score (10)",
         )

@@ -15,7 +15,7 @@ from recon.io.atomic import read_json
 from recon.pipeline import store
 from recon.pipeline.lock import run_lock
 from recon.pipeline.stage import SOURCE
-from recon.report.tables import alignment_table, metric_of
+from recon.report.tables import alignment_table, metric_of, with_interval
 from recon.types import ReconError
 from stages import PIPELINE
 
@@ -58,7 +58,7 @@ def unit_phrase(report: dict[str, Any]) -> str:
 def print_metrics(metrics: list[dict[str, Any]]) -> None:
     """Print numbers, a table a group: a column says how prediction and truth were aligned."""
     for group in dict.fromkeys(metric["group"] for metric in metrics):
-        stdout.print(alignment_table([metric_of(metric) for metric in metrics if metric["group"] == group], group))
+        stdout.print(alignment_table([metric_of(metric) for metric in metrics if metric["group"] == group], group, with_interval))
 
 
 def show(arguments: argparse.Namespace) -> int:

@@ -50,6 +50,7 @@ def open_truths(kind: str, arguments: argparse.Namespace) -> Iterator[Truth]:
         indices = None
         if split is not None and wanted is not None:
             indices = tuple(int(index) for index in split.frames(arguments.part, wanted, len(sequence.frames)))
+        _refuse_seen_frames(sequence, Path(path), indices, arguments)
         num_found += 1
         yield Truth(name, replace(sequence, name=name or sequence.name), indices, is_bare=False)
     if not num_found:
@@ -79,6 +80,8 @@ def _recordings(arguments: argparse.Namespace) -> list[tuple[str, str | Path]] |
         if arguments.dataset is None or DATASETS[arguments.dataset].matches(Path(source)):
             return [("", source)]
     below = find_sequences(source, arguments.dataset) if Path(source).is_dir() else []
+    if not below and arguments.dataset is not None:
+        raise ReconError(f"{source} is no recording of {arguments.dataset} and holds none")
     return list(below) or None
 
 
@@ -94,6 +97,19 @@ def _bare(kind: str, arguments: argparse.Namespace) -> FrameSequence:
 
 def _training_splits(arguments: argparse.Namespace) -> list[Split]:
     return [read_split(Path(name)) for name in arguments.trained_on or () if name.endswith(".toml")]
+
+
+def _refuse_seen_frames(sequence: FrameSequence, path: Path, indices: tuple[int, ...] | None, arguments: argparse.Namespace) -> None:
+    """The same without a split of GT: the very frames that trained the method."""
+    scored = set(range(len(sequence.frames)) if indices is None else indices)
+    for train in _training_splits(arguments):
+        seen = train.seen_frames(str(path.absolute()), len(sequence.frames)) if train.dataset == sequence.dataset else ()
+        shared = scored & {int(index) for index in seen}
+        if shared:
+            raise ReconError(
+                f"a method trained on {train.name} must not be scored on {path}: it has seen {len(shared)} of the {len(scored)} frames; "
+                "give --split to score the others"
+            )
 
 
 def _refuse_seen_recordings(split: Split, arguments: argparse.Namespace) -> None:

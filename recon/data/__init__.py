@@ -98,6 +98,12 @@ def detect(source: str | Path) -> str:
         raise ReconError(f"{source} cannot be read: {error.strerror}") from error
 
 
+def known_layout(path: Path) -> str | None:
+    """Name of the data set whose layout a folder has; None for plain folders of images and for files."""
+    names = (name for name, layout in DATASETS.items() if name not in ("phantom", "video", "folder") and layout.matches(path))
+    return next(names, None) if path.is_dir() else None
+
+
 def open_sequence(
     source: str | Path,
     dataset: str | None = None,

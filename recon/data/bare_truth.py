@@ -66,7 +66,8 @@ def _given(mesh: Mesh) -> Mesh:
 
 def _depth(folder: DepthFolder, index: int) -> DepthMap:
     depth = folder.read(index)
-    return DepthMap(np.asarray(depth), depth > 0, "metric")
+    known = (depth > 0) & (depth < np.inf)
+    return DepthMap(np.where(known, depth, np.float32(0)), known, "metric")
 
 
 def _unit(unit: LengthUnit) -> Unit:

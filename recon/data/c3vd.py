@@ -9,7 +9,7 @@ deformation videos have poses only.
 from __future__ import annotations
 
 import re
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ CAMERA = Camera(
 )
 """The Olympus CF-HQ190L as calibrated by the data set's authors, pixel centres at integers."""
 
+POSE_TOLERANCE = 1e-6
+"""Of the zeros in the row or column that ends a pose; text files round."""
 MAX_DEPTH_MM = 100.0
 NOISE_FLOOR_MM = 0.321
 """Bobrow et al. 2023: mean translation error of the registration of video to model, in simulation (with 0.159 degrees)."""
@@ -81,9 +83,9 @@ def read_poses(path: Path) -> Float[np.ndarray, "n 4 4"]:
     """Camera-to-world matrices of a `pose.txt`, transposed or not. Raises ReconError when they are not rigid motions."""
     T = read_number_rows(path, 16, separator=",").reshape(-1, 4, 4)
     bottom, right = np.abs(T[:, 3, :3]).max(), np.abs(T[:, :3, 3]).max()
-    if bottom > 0 and right > 0:
+    if bottom > POSE_TOLERANCE and right > POSE_TOLERANCE:
         raise ReconError(f"{path}: neither the last row nor the last column of the poses is 0 0 0 1")
-    if bottom > 0:
+    if bottom > POSE_TOLERANCE:
         T = T.transpose(0, 2, 1)
     check_rigid(path, T)
     return np.ascontiguousarray(T)
@@ -102,14 +104,20 @@ def _depth(file_of: dict[int, Path], size_px: tuple[int, int], index: int) -> De
     return depth_from_levels(file_of[index], levels, size_px, MAX_DEPTH_MM / clipped, 1, clipped - 1)
 
 
+@lru_cache(maxsize=1)
+def _parsed(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Of the last sequence: seen part and whole are asked for one after the other, and the text takes seconds to read."""
+    return read_obj(path)
+
+
 def _whole_mesh(path: Path) -> Mesh:
-    vertices, faces, _ = read_obj(path)
+    vertices, faces, _ = _parsed(path)
     return Mesh(vertices, faces, unit="mm")
 
 
 def _covered_mesh(path: Path) -> Mesh:
     """The faces that the camera saw: texture index 1 (2 marks the others)."""
-    vertices, faces, texture_idx = read_obj(path)
+    vertices, faces, texture_idx = _parsed(path)
     if texture_idx is None:
         raise ReconError(f"{path}: faces carry no texture index, which says whether the camera saw them")
     seen = faces[(texture_idx == 0).all(axis=1)]

@@ -22,6 +22,9 @@ from recon.data.truth import check_rigid, frame_trajectory
 from recon.io.images import read_integers
 from recon.types import Camera, DepthMap, FrameSequence, ReconError
 
+STEP_MM = 1.0
+"""Of the published depth, whole millimetres; how wrong the stereo network is nobody says."""
+
 
 def matches(path: Path) -> bool:
     return (path / "poses_bounds.npy").is_file() and (path / "images").is_dir()
@@ -45,6 +48,7 @@ def open_endonerf(path: Path) -> FrameSequence:
         stills.frames,
         camera=_camera(poses[0, :, 4], stills.width_px, stills.height_px),
         unit="mm",
+        noise_floor_mm=STEP_MM if depths else None,
         trajectory_gt=None
         if still
         else frame_trajectory(stills.frames, range(len(poses)), dict(enumerate(_rigid(path / "poses_bounds.npy", poses))), "mm"),

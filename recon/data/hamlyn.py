@@ -22,6 +22,8 @@ from recon.types import Camera, DepthMap, FrameSequence, ReconError
 
 MIN_DEPTH_MM, MAX_DEPTH_MM = 1, 300
 """What the authors score (README of Endo-Depth-and-Motion)."""
+STEP_MM = 1.0
+"""Of the published depth; how wrong Libelas is nobody says."""
 _FIRST_CROPPED = 14
 """From this sequence on the images are 720x288, and EndoDAC and those who follow it score a part of their columns."""
 
@@ -61,6 +63,7 @@ def open_hamlyn(path: Path) -> FrameSequence:
         stills.frames,
         camera=camera,
         unit="mm",
+        noise_floor_mm=STEP_MM if depths else None,
         depth_gt=partial(_depth, depths, size_px, pack.highest_mm) if depths else None,
         notes=stills.notes + notes,
     )

@@ -43,6 +43,10 @@ _INTERPOLATED = (
     "only the keyframe is measured: depth and poses of the other frames follow from robot kinematics, with an error that grows "
     "with the frame number"
 )
+_FIRST_VIEW = (
+    "the measured surface is that of the first view alone, so a mesh of the whole recording has no truth here; depth maps can be "
+    "scored as surfaces"
+)
 _PACKED = (
     "no true depth: scene_points.tar.gz is not unpacked; in its folder run: mkdir scene_points && tar -xzf scene_points.tar.gz "
     "-C scene_points"
@@ -113,6 +117,8 @@ def _open_video(path: Path, video: Path) -> FrameSequence:
     poses = _poses(path, frame_data)
     points = _scene_points(path)
     notes = [_INTERPOLATED] if points or poses else []
+    if (path / _DEPTH).is_file():
+        notes.append(_FIRST_VIEW)
     if not points and (path / "data" / "scene_points.tar.gz").is_file():
         notes.append(_PACKED)
     if poses and len(poses) != len(recording.frames):
@@ -125,7 +131,6 @@ def _open_video(path: Path, video: Path) -> FrameSequence:
         unit="mm",
         trajectory_gt=frame_trajectory(recording.frames, range(len(recording.frames)), poses, "mm"),
         depth_gt=partial(_numbered_depth, points, width_px, height_px) if points else None,
-        mesh_gt=partial(_surface, path / _DEPTH, camera) if camera and (path / _DEPTH).is_file() else None,
         incomplete=recording.incomplete,
         notes=(*recording.notes, *lens_notes, *notes, *_warnings(path)),
     )

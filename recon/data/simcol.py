@@ -27,7 +27,8 @@ HIGHEST_LEVEL = 255 * 256 - 1
 """The last level means 20 cm or more."""
 MM_PER_CM = 10.0
 
-_STEPS = "depth is known in 255 levels over 200 mm, in steps of 0.78 mm"
+STEP_MM = 200 / 255
+_STEPS = f"depth is known in 255 levels over 200 mm, in steps of {STEP_MM:.2f} mm"
 _FRAMES = r"FrameBuffer_\d+\.png"
 
 
@@ -52,6 +53,7 @@ def open_simcol(path: Path) -> FrameSequence:
         stills.frames,
         camera=camera,
         unit="mm",
+        noise_floor_mm=STEP_MM if depths else None,
         trajectory_gt=frame_trajectory(stills.frames, numbers, pose_of, "mm"),
         depth_gt=partial(_depth, depths, size_px) if depths else None,
         notes=(*stills.notes, *camera_notes, *pose_notes, *((_STEPS,) if depths else ())),

@@ -95,6 +95,17 @@ class Split:
             )
         return np.array(sorted(set().union(*wanted)), dtype=np.int64) - self.first_frame
 
+    def seen_frames(self, folder: str, num_frames: int) -> Int[np.ndarray, " n"]:
+        """Indices of the frames of the recording in `folder` that a model trained and chosen on this split has seen."""
+        last = self.first_frame + num_frames - 1
+        seen: set[int] = set()
+        for part in SEEN_PARTS:
+            recording = self.recording(part, folder) if part in self.parts else None
+            if recording is not None:
+                runs = self._runs(part, recording) or (Run(self.first_frame, None, 1),)
+                seen.update(number for run in runs for number in run.numbers(last) if number <= last)
+        return np.array(sorted(seen), dtype=np.int64) - self.first_frame
+
     def group_of(self, recording: str) -> str:
         """What was recorded, e.g. `dataset_8` for `dataset_8/keyframe_0`."""
         found = re.match(self.group, recording)

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from recon.types import Metric, ReconError
 
 NUM_RESAMPLES = 2000
-MIN_VALUES = 3
-"""Fewer have no interval worth printing."""
+MIN_BLOCKS = 6
+"""Fewer have no interval worth printing: their percentiles are those of a handful of combinations."""
 MAX_COUNTS = 4_000_000
 """Held at a time; longer recordings are resampled in several rounds."""
 
@@ -28,9 +28,19 @@ def block_length(num: int, is_unrelated: bool = False) -> int:
     return 1 if is_unrelated else max(1, math.ceil(math.sqrt(num)))
 
 
+def has_interval(num: int, block: int) -> bool:
+    """Whether so many values, drawn in such blocks, say how sure their mean is."""
+    return math.ceil(num / block) >= MIN_BLOCKS
+
+
+def no_interval_note(num: int, of: str) -> str:
+    """Say why means over `num` of them have none."""
+    return f"means over {of} have no interval, for {num} make fewer than {MIN_BLOCKS} blocks to resample"
+
+
 def interval(values: Float[np.ndarray, " n"], block: int, seed: int, level: float = 0.95) -> tuple[float, float] | None:
-    """Return the bounds of the values' mean, or None for fewer than `MIN_VALUES` values. `block` as in `intervals`."""
-    if len(values) < MIN_VALUES:
+    """Return the bounds of the values' mean, or None where `has_interval` says no. `block` as in `intervals`."""
+    if not has_interval(len(values), block):
         return None
     low, high = intervals(values[:, None], block, seed, level)[0]
     return float(low), float(high)
@@ -79,7 +89,8 @@ def _resamples(num: int, block: int, seed: int) -> Iterator[Float[np.ndarray, "b
 def macro_mean(
     sequences: Sequence[Sequence[Metric]], seed: int = 0, weights: Sequence[int] | None = None, of: str = "sequences", block: int = 1
 ) -> tuple[list[Metric], list[str]]:
-    """Return the mean of each metric over sequences with its interval, and a note on metrics that some of them lack.
+    """Return the mean of each metric over sequences with its interval, and notes on metrics that some of them lack and on
+    too few sequences for intervals.
 
     Args:
         sequences: metrics of each; those of one name, alignment, protocol and unit belong together.
@@ -100,8 +111,8 @@ def macro_mean(
         weight = np.array([1.0 if weights is None else float(weights[i]) for i in found_in])
         if weight.sum() == 0:
             continue
-        has_interval = np.count_nonzero(weight) >= MIN_VALUES and weight.all()
-        bounds = intervals(values[:, None], min(block, len(values)), seed, weights=weight)[0] if has_interval else None
+        is_enough = has_interval(len(values), block) and weight.all()
+        bounds = intervals(values[:, None], block, seed, weights=weight)[0] if is_enough else None
         floors = [metric.noise_floor for metric in found_in.values() if metric.noise_floor is not None]
         means.append(
             replace(
@@ -117,6 +128,8 @@ def macro_mean(
         f"mean over {of}: under {alignment}, {_named(names)} in {count} of {len(sequences)} {of} only"
         for (alignment, count), names in partial.items()
     ]
+    if means and not has_interval(len(sequences), block):
+        notes.append(no_interval_note(len(sequences), of))
     return means, notes
 
 

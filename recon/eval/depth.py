@@ -146,7 +146,7 @@ def _not_computable(protocol: Protocol, unit: Unit, aligned_by: dict[Alignment, 
 
 
 def _is_enough(pixels: Pixels, protocol: Protocol) -> bool:
-    return len(pixels.pred) > 0 and pixels.coverage >= protocol.min_share
+    return len(pixels.pred) >= protocol.min_pixels and pixels.coverage >= protocol.min_share
 
 
 def _sequence_fits(reader: _Reader, names: set[FitName]) -> dict[str, float]:

@@ -13,7 +13,8 @@ from recon.eval.medians import median
 from recon.types import ReconError, Unit
 
 HIGHER_IS_BETTER = {"delta_1.25", "delta_1.25^2", "delta_1.25^3", "acc_2cm", "acc_rel_0.1", "coverage"}
-LENGTHS = {"rmse", "mae", "median_ae", "mae_penalised"}
+LENGTHS = {"rmse", "mae", "median_ae", "mae_penalised", "sq_rel"}
+"""Measures in the unit of depth."""
 DELTAS = {"delta_1.25": 1.25, "delta_1.25^2": 1.25**2, "delta_1.25^3": 1.25**3}
 BAD_MM = {"bad_1mm": 1.0, "bad_2mm": 2.0, "bad_5mm": 5.0}
 ACCURATE_MM = 20.0
@@ -95,4 +96,4 @@ def ppsnet_errors(pred: Float[np.ndarray, " n"], gt: Float[np.ndarray, " n"]) ->
 
 def unit_of(name: str, unit: Unit) -> str:
     """Return the unit of a measure of depth that is in `unit`."""
-    return unit if name in LENGTHS or name == "sq_rel" else "1"
+    return unit if name in LENGTHS else "1"

@@ -20,9 +20,13 @@ PPSNET_FULL_M = 65535.0 * 0.000001525
 C3VD_FULL_MM = 100.0
 
 
+SMALLEST, LARGEST = 1e-12, 1e12
+"""Values beyond are no depth in any unit but marks of a renderer or damage, and their squares leave single precision."""
+
+
 @dataclass(frozen=True)
 class DepthPair:
-    """What is predicted and what is true of one frame; 0, negative, NaN and infinite are unknown in both."""
+    """What is predicted and what is true of one frame; 0, negative, NaN, infinite and absurdly large or small are unknown in both."""
 
     pred: Float[np.ndarray, "h2 w2"]
     """z-depth, or its inverse, of the same view as the truth (or of what a protocol leaves of it), at any resolution."""
@@ -44,7 +48,7 @@ class Pixels:
     """Pixels whose true depth counts."""
     is_disparity: bool
     num_unreadable: int
-    """Predicted pixels that are negative, NaN or infinite."""
+    """Predicted pixels that are negative, NaN, infinite or absurd."""
 
     @property
     def coverage(self) -> float:
@@ -53,13 +57,13 @@ class Pixels:
 
 
 def is_known(depth: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Whether there is a depth: NaN compares as false."""
-    return (depth > 0) & (depth < np.inf)
+    """Whether there is a depth in the sane range: NaN compares as false."""
+    return (depth > SMALLEST) & (depth < LARGEST)
 
 
 def in_range(gt: Float[np.ndarray, "h w"], protocol: Protocol) -> Bool[np.ndarray, "h w"]:
     """Whether true depth counts."""
-    return (gt > protocol.min_truth) & (gt < (np.inf if protocol.max_truth is None else protocol.max_truth))
+    return (gt > max(protocol.min_truth, SMALLEST)) & (gt < (LARGEST if protocol.max_truth is None else protocol.max_truth))
 
 
 def on_truth_grid(pair: DepthPair, protocol: Protocol, name: str) -> Float[np.ndarray, "h w"]:
@@ -87,7 +91,7 @@ def compared_pixels(pair: DepthPair, protocol: Protocol, sequence: str, name: st
 
     Raises ReconError when the prediction does not fit the truth or the truth does not fit the protocol's crop.
     """
-    unreadable = int(np.count_nonzero(~((pair.pred >= 0) & (pair.pred < np.inf))))
+    unreadable = int(np.count_nonzero(~((pair.pred == 0) | is_known(pair.pred))))
     if protocol.resize == "square":
         return _square_pixels(pair, unreadable, name)
     crop = protocol.crop if protocol.crop is not None and protocol.crop.applies_to(sequence) else None

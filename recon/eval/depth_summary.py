@@ -6,24 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recon.eval.bootstrap import MIN_VALUES, block_length, intervals
+from recon.eval.bootstrap import block_length, has_interval, intervals, no_interval_note
 from recon.eval.depth_errors import HIGHER_IS_BETTER, LENGTHS, unit_of
 from recon.eval.protocols import Protocol, sequence_number
+from recon.eval.unit_guess import unit_notes
 from recon.types import Alignment, Metric, Unit
 
 Row = dict[str, float | int | str]
 """One frame: `index`, `coverage`, `unreadable` (pixels), `scale` where errors could be computed, and "alignment.measure"."""
 
-UNIT_FACTORS = {
-    1000.0: "metres against millimetres",
-    100.0: "metres against centimetres",
-    10.0: "centimetres against millimetres",
-    0.1: "millimetres against centimetres",
-    0.01: "centimetres against metres",
-    0.001: "millimetres against metres",
-}
-UNIT_TOLERANCE = 0.2
-"""A scale that is nearer than this share to a power of ten looks like another unit."""
 MIN_DRIFT_FRAMES = 3
 
 
@@ -54,7 +45,8 @@ def frame_means(rows: list[Row], scored: Scored) -> list[Metric]:
     found = {}
     for chosen, group in groups.items():
         values = np.array([[rows[i][key] for i in chosen] for _, _, key in group], dtype=np.float64)
-        bounds = intervals(values.T, block_length(len(chosen), scored.is_unrelated), scored.seed) if len(chosen) >= MIN_VALUES else None
+        block = block_length(len(chosen), scored.is_unrelated)
+        bounds = intervals(values.T, block, scored.seed) if has_interval(len(chosen), block) else None
         for k, (alignment, measure, key) in enumerate(group):
             bound = None if bounds is None else (float(bounds[k, 0]), float(bounds[k, 1]))
             found[key] = _metric(measure, float(values[k].mean()), alignment, bound, scored)
@@ -115,12 +107,7 @@ def notes_on(rows: list[Row], num_inverted: int, scored: Scored) -> list[str]:
     if crop is not None and crop.first_sequence is not None and sequence_number(scored.sequence) is None:
         notes.append(f"depth: {protocol.name} cuts sequences by their number and the name {scored.sequence!r} holds none: not cut")
     if scored.is_metric and scored.unit == "mm" and scales:
-        notes += _unit_note(float(np.median(np.array(scales, dtype=np.float64))))
+        notes += unit_notes("depth", float(np.median(np.array(scales, dtype=np.float64))))
+    if protocol.metric_name is None and not has_interval(len(rows), block_length(len(rows), scored.is_unrelated)):
+        notes.append(f"depth: {no_interval_note(len(rows), 'frames')}")  # once, and not again for every protocol
     return notes
-
-
-def _unit_note(scale: float) -> list[str]:
-    for factor, units in UNIT_FACTORS.items():
-        if abs(scale / factor - 1) <= UNIT_TOLERANCE:
-            return [f"depth: truth is {scale:.4g} times the prediction: looks like {units}; declare the prediction's unit"]
-    return []

@@ -10,13 +10,15 @@ value: Zhang, Kaess & Singh, "On degeneracy of optimization-based state estimati
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from recon.eval.distances import Samples, Surface
 from recon.geometry.se3 import exp
+from recon.geometry.similarity import Similarity
 from recon.types import ReconError
 
 _SETTLED = 1e-5
@@ -25,6 +27,8 @@ _NOISE, _FIRST_NOISE, _COOLING = 0.01, 0.2, 0.7
 let it settle on a few walls that fit exactly, and at first even on walls that fit by chance."""
 _UNSETTLED = 1e-3
 _MAX_STEP = 0.2
+_MIN_MATCHES = 20
+"""For up to seven unknowns."""
 _PARTS = ((slice(0, 3), "rotation about"), (slice(3, 6), "translation along"))
 
 
@@ -32,8 +36,8 @@ _PARTS = ((slice(0, 3), "rotation about"), (slice(3, 6), "translation along"))
 class IcpSettings:
     """How one surface is fitted to another."""
 
-    num_samples: int = 5_000
-    """At most, on each surface."""
+    num_samples: int = 10_000
+    """At most, on each surface; where only half of the target may pull, about half of them do."""
     max_iterations: int = 100
     min_overlap: float = 0.5
     """At least this share of the matches is kept."""
@@ -42,29 +46,6 @@ class IcpSettings:
     about 4 degrees (RMS) out of the plane across it: then 0.5 mm of error already moves the fit by 7 mm."""
     max_scale_change: float = 2.0
     """The scale stays between the start's divided and multiplied by this."""
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """`target = scale * R @ source + t`."""
-
-    scale: float
-    R: Float[np.ndarray, "3 3"]
-    t: Float[np.ndarray, " 3"]
-
-    def map(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        return self.scale * points @ self.R.T + self.t
-
-    def unmap(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        """The inverse of `map`."""
-        return (points - self.t) @ self.R / self.scale
-
-    @property
-    def rotation_deg(self) -> float:
-        """Angle of the rotation, from its sine and cosine: either alone loses digits somewhere."""
-        R = self.R
-        sine = np.linalg.norm([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]])
-        return float(np.degrees(np.arctan2(sine, np.trace(R) - 1)))
 
 
 @dataclass(frozen=True)
@@ -77,6 +58,7 @@ class IcpFit:
     overlap: float
     """Share of matches kept at the end."""
     notes: tuple[str, ...]
+    has_settled: bool
 
 
 def icp(
@@ -87,17 +69,25 @@ def icp(
     start: Similarity,
     with_scale: bool,
     settings: IcpSettings,
+    may_pull: Callable[[Float[np.ndarray, "n 3"]], Bool[np.ndarray, " n"]] | None = None,
 ) -> IcpFit:
-    """Fit the source to the target from `start`. The samples, at most `num_samples` of each, say which parts may pull.
+    """Fit the source to the target from `start` by at most `num_samples` of each one's samples.
 
-    Raises ReconError (exit code 1) when the scale runs into its bounds: then the surfaces do not match at all.
+    `may_pull` says which places of the target are looked at; a match with any other is dropped. None: all.
+    Raises ReconError (exit code 1) when hardly anything may pull, when the scale runs into its bounds and when the fit lies
+    farther from the target than the start did: then the surfaces do not match at all.
     """
-    points = source_samples.points[: settings.num_samples]
-    goals = Samples(target_samples.points[: settings.num_samples], target_samples.normals[: settings.num_samples])
-    pair = _Pair(source, points, target, goals, float(np.median(np.linalg.norm(goals.points - np.median(goals.points, axis=0), axis=1))))
+    may_pull = may_pull or _everywhere
+    points, goals = (samples.points[: settings.num_samples] for samples in (source_samples, target_samples))
+    size = float(np.median(np.linalg.norm(goals - np.median(goals, axis=0), axis=1)))
+    pulling = may_pull(goals)
+    pair = _Pair(source, points, target, Samples(goals[pulling], target_samples.normals[: len(goals)][pulling]), size, may_pull)
     fit = _descend(pair, start, with_scale, settings)
     if not _within(fit.similarity.scale / start.scale, settings.max_scale_change):
         raise ReconError(f"the fit ran into the scale's bounds (a factor of {settings.max_scale_change:g} from its start)", exit_code=1)
+    before, after = (pair.distance(pose) for pose in (start, fit.similarity))
+    if after > before + _NOISE * size:
+        raise ReconError(f"the fit ended farther away than it started (median distance {after:.3g} after {before:.3g})", exit_code=1)
     return fit
 
 
@@ -110,18 +100,32 @@ class _Pair:
     target: Surface
     goals: Samples
     size: float
-    """Median distance of the goals from their middle."""
+    """Median distance of the target's samples from their middle."""
+    may_pull: Callable[[np.ndarray], np.ndarray]
+
+    def distance(self, pose: Similarity) -> float:
+        """Mean of the two medians of the distances between the surfaces, in the target's unit."""
+        there = self.target.distances(pose.map(self.points))
+        back = pose.scale * self.source.distances(pose.unmap(self.goals.points))
+        return float(np.median(there) + np.median(back)) / 2
 
     def matches(self, pose: Similarity, min_overlap: float, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Source points at their present place, target points, target normals of the kept matches, and the share that was kept."""
         moved = pose.map(self.points)
         there, back = self.target.closest(moved), self.source.closest(pose.unmap(self.goals.points))
-        keep_there = _overlapping(there.distances, min_overlap, noise)
+        pulling = np.flatnonzero(self.may_pull(there.points))
+        if min(len(pulling), len(self.goals.points)) < _MIN_MATCHES:
+            raise ReconError("hardly any part of the surfaces is left to fit them by", exit_code=1)
+        keep_there = pulling[_overlapping(there.distances[pulling], min_overlap, noise)]
         keep_back = _overlapping(pose.scale * back.distances, min_overlap, noise)
         from_source = np.concatenate([moved[keep_there], pose.map(back.points[keep_back])])
         on_target = np.concatenate([there.points[keep_there], self.goals.points[keep_back]])
         normals = np.concatenate([there.normals[keep_there], self.goals.normals[keep_back]])
-        return from_source, on_target, normals, len(on_target) / (len(self.points) + len(self.goals.points))
+        return from_source, on_target, normals, len(on_target) / (len(pulling) + len(self.goals.points))
+
+
+def _everywhere(points: np.ndarray) -> np.ndarray:
+    return np.ones(len(points), bool)
 
 
 def _descend(pair: _Pair, start: Similarity, with_scale: bool, settings: IcpSettings) -> IcpFit:
@@ -143,10 +147,11 @@ def _descend(pair: _Pair, start: Similarity, with_scale: bool, settings: IcpSett
             break
     loose = "; ".join(_described(direction) for direction in directions.T[~free])
     notes = [f"the surface does not fix {loose}: not moved along it"] if loose else []
-    if step > _UNSETTLED:
+    has_settled = step <= _UNSETTLED
+    if not has_settled:
         notes.append(f"the fit had not settled after {settings.max_iterations} steps")
     condition = float(strength[-1] / max(strength[0], np.finfo(float).eps * strength[-1]))
-    return IcpFit(pose, condition, overlap, tuple(notes))
+    return IcpFit(pose, condition, overlap, tuple(notes), has_settled)
 
 
 def _overlapping(distances: np.ndarray, min_overlap: float, noise: float) -> np.ndarray:

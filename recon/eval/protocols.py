@@ -72,6 +72,8 @@ class Protocol:
     PPSNet's square."""
     averaging: Literal["frames", "sequences"] = "frames"
     """Over several sequences: the mean of all their frames, or the mean of the sequences' means."""
+    min_pixels: int = 1
+    """A frame with fewer compared pixels is left out of the errors: scale and shift fit a handful whatever was predicted."""
     min_share: float = 0.0
     """A frame with a smaller predicted share of its true pixels is left out of the errors; coverage counts it."""
 
@@ -111,6 +113,7 @@ _ALL = (
             ("scale_shift", "least_squares"),
         ),
         measures=(*EIGEN, "mae", "median_ae", *IN_MM, "abs_rel_penalised", "mae_penalised", "scale_spread", "scale_drift"),
+        min_pixels=10,
         min_share=0.05,
     ),
     Protocol(

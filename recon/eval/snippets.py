@@ -2,9 +2,10 @@
 
 The arithmetic of AF-SfMLearner's and EndoDAC's `evaluate_pose.py` (after SfMLearner): within a window the steps are chained from
 the first frame, one least-squares factor scales the predicted positions, and the error is the root of the summed squared
-distances divided by the number of positions, which is not an RMSE. Three things of it are kept although one would not choose them:
-a step maps points of a frame into the next one's axes and is chained as if it were the camera's motion; the windows at the end
-of a sequence are shorter, down to 3 frames; and the mean rotation counts the first frame, whose error is 0.
+distances divided by the number of positions, which is not an RMSE. That factor, one for each window, is what `sim3_trajectory`
+stands for here; nothing is turned or shifted, for both start at the first pose. Three things of it are kept although one would
+not choose them: a step maps points of a frame into the next one's axes and is chained as if it were the camera's motion; the
+windows at the end of a sequence are shorter, down to 3 frames; and the mean rotation counts the first frame, whose error is 0.
 """
 
 from __future__ import annotations
@@ -52,8 +53,7 @@ def snippet_metrics(
         "snippet_5_rotation_mean": (np.mean(rotation), "rad"),
         "snippet_5_rotation_std": (np.std(rotation), "rad"),
     }
-    # Every window is anchored at its first pose; that it is scaled too is what the protocol's name stands for.
-    return [Metric("trajectory", name, float(value), u, "first_pose", protocol=PROTOCOL) for name, (value, u) in values.items()], []
+    return [Metric("trajectory", name, float(value), u, "sim3_trajectory", protocol=PROTOCOL) for name, (value, u) in values.items()], []
 
 
 def _steps(T_world_camera: np.ndarray) -> np.ndarray:

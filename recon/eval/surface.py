@@ -10,24 +10,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from jaxtyping import Float
 
-from recon.eval.distances import FacingSurface, double_areas, sample_surface
+from recon.eval.distances import FacingSurface, Surface, double_areas, sample_surface
 from recon.eval.icp import IcpSettings
-from recon.eval.ladder import ICP_LADDER, LADDER, Poses, Rung, Sampled, icp_rungs, sampled, trajectory_rungs
+from recon.eval.ladder import ICP_LADDER, LADDER, Poses, Rung, Sampled, icp_rungs, trajectory_rungs
 from recon.eval.surface_errors import (
     Curve,
     SurfaceErrors,
     chamfer_l2,
     curve,
     facing_figure,
+    front_signs,
     length_figures,
     normal_consistency,
     penalised,
     surface_errors,
 )
 from recon.eval.topology import topology
+from recon.eval.unit_guess import unit_notes
 from recon.eval.visibility import Views, observed_part, seen_points
 from recon.types import Alignment, Mesh, Metric
+
+WITHOUT_DIRECTION = {"components", "boundary_loops", "euler", "genus"}
+"""Counts of which neither more nor fewer is better; non-manifold parts are always wrong."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ def score_surface(
     whole_gt: Mesh | None = None,
     pred_views: Views | None = None,
     gt_views: Views | None = None,
+    gt_path: Float[np.ndarray, "m 4 4"] | None = None,
     median_depth: float | None = None,
     noise_floor: float | None = None,
     options: SurfaceOptions | None = None,
@@ -82,6 +89,8 @@ def score_surface(
         whole_gt: all of the truth; adds `observable_share`, and hides in `gt_views`.
         pred_views: the prediction's own cameras, in its own world; adds `culled_share` and `accuracy_mean_visible`.
         gt_views: the true cameras in the truth's world; they restrict the truth to what they saw.
+        gt_path: all true camera-to-world poses, in the truth's world: they tell the truth's front from its back. None: those of
+            `gt_views` or `poses`.
         median_depth: of the true depth; adds `accuracy_mean_percent_of_depth`.
         noise_floor: of the truth, in its unit; noted on every length.
     """
@@ -90,15 +99,22 @@ def score_surface(
     observed = gt if gt_views is None or whole is None else observed_part(whole, gt_views)
     if not np.any(double_areas(observed) > 0):
         return SurfaceScore([], [], {}, ["surface: not computable, because the truth has no area that the cameras saw"])
-    scorer = _Scorer(observed, options, median_depth, noise_floor)
-    shared = [] if whole is None else [scorer.metric("observable_share", _area(observed) / _area(whole), "1", "none", lower=False)]
+    paths = (gt_path, gt_views and gt_views.T_world_camera, poses and poses[1])
+    path = next((path for path in paths if path is not None and len(path)), None)
+    front = np.ones(len(observed.faces)) if path is None else front_signs(observed, path[:, :3, 3])
+    scorer = _Scorer(observed, front, options, median_depth, noise_floor)
+    shared = [] if whole is None else [scorer.metric("observable_share", _area(observed) / _area(whole), "1", "none", lower=None)]
     structure = _topology_metrics(pred)
     if not np.any(double_areas(pred) > 0):
         rungs, notes = trajectory_rungs(poses, is_metric, np.zeros(3), gt.unit)
         empty = scorer.empty(rungs)
         return replace(empty, metrics=[*shared, *structure, *empty.metrics], notes=[*empty.notes, *notes])
-    gt_sampled, pred_sampled = (sampled(mesh, sample_surface(mesh, options.num_samples, options.seed)) for mesh in (observed, pred))
+    gt_sampled, pred_sampled = (
+        Sampled(Surface(mesh), sample_surface(mesh, options.num_samples, options.seed)) for mesh in (observed, pred)
+    )
     rungs, notes = _rungs(pred_sampled, gt_sampled, poses, is_metric, options)
+    if path is None:
+        notes.append("surface: signed_bias is positive on the side to which the truth's faces are wound, for no true camera path is known")
     is_seen = None if pred_views is None else seen_points(pred_sampled.samples.points, pred_sampled.surface, pred_views)
     if is_seen is not None:
         shared.append(scorer.metric("culled_share", float(np.mean(~is_seen)), "1", "none"))
@@ -110,9 +126,18 @@ def score_surface(
 
 def _rungs(pred: Sampled, gt: Sampled, poses: Poses | None, is_metric: bool, options: SurfaceOptions) -> tuple[list[Rung], list[str]]:
     rungs, notes = trajectory_rungs(poses, is_metric, pred.samples.points.mean(axis=0), gt.surface.mesh.unit)
+    if is_metric:
+        by_path = [rung.similarity.scale for rung in rungs if rung.alignment == "sim3_trajectory"]
+        notes += unit_notes("surface", by_path[0] if by_path else _extent(gt) / _extent(pred))
     wanted = [name for name in ICP_LADDER if name in options.alignments and (is_metric or name == "sim3_icp")]
     fitted, more = icp_rungs(pred, gt, rungs, poses, wanted, options.icp)
     return rungs + fitted, notes + more
+
+
+def _extent(surface: Sampled) -> float:
+    """Median distance of the samples from their middle: how large a surface is, outliers apart."""
+    points = surface.samples.points
+    return float(np.median(np.linalg.norm(points - np.median(points, axis=0), axis=1)))
 
 
 @dataclass(frozen=True)
@@ -120,11 +145,13 @@ class _Scorer:
     """Metrics of one truth."""
 
     gt: Mesh
+    front: Float[np.ndarray, " f"]
+    """1 for the faces that are wound towards the cameras, -1 for the others."""
     options: SurfaceOptions
     median_depth: float | None
     noise_floor: float | None
 
-    def metric(self, name: str, value: float, unit: str, alignment: Alignment, lower: bool = True) -> Metric:
+    def metric(self, name: str, value: float, unit: str, alignment: Alignment, lower: bool | None = True) -> Metric:
         floor = self.noise_floor if unit == self.gt.unit else None
         return Metric("surface", name, value, unit, alignment, lower, noise_floor=floor)
 
@@ -132,20 +159,21 @@ class _Scorer:
         """Every figure under every rung; the rungs fitted to the surface are scored on the half that they did not see."""
         metrics, curves, notes = [], {}, []
         facing = FacingSurface(gt.surface)
-        everything = np.ones(len(pred.for_fit), bool)
+        everything = tuple(np.ones(len(surface.samples.points), bool) for surface in (pred, gt))
         for rung in rungs:
-            use = (~pred.for_fit, ~gt.for_fit) if rung.is_fitted_to_surface else (everything, everything)
+            use = rung.unseen or everything
             if not use[0].any() or not use[1].any():
                 notes.append(f"surface ({rung.alignment}): not computable, because no samples are left to score the fit on")
                 continue
-            errors = surface_errors(pred, gt, facing, rung, *use)
+            errors = surface_errors(pred, gt, facing, self.front, rung.similarity, *use)
             visible = None if is_seen is None else errors.to_gt[is_seen[use[0]]]
             metrics += self._figures(errors, visible, rung.alignment, notes)
             if rung.condition is not None:
-                metrics.append(self.metric("icp_condition", rung.condition, "1", rung.alignment))
+                metrics.append(self.metric("icp_condition", rung.condition, "1", rung.alignment, lower=None))
             if self.gt.unit == "mm":
                 metrics += self._at_thresholds(errors.to_gt, errors.to_pred, rung.alignment)
-                metrics.append(self.metric("chamfer_penalised", penalised(errors, self.options.cap_mm), "mm", rung.alignment))
+                filled = min(1.0, rung.similarity.scale**2 * pred.surface.area / gt.surface.area)
+                metrics.append(self.metric("chamfer_penalised", penalised(errors, filled, self.options.cap_mm), "mm", rung.alignment))
                 curves[rung.alignment] = curve(errors.to_gt, errors.to_pred, self._steps())
         return SurfaceScore(metrics, rungs, curves, notes)
 
@@ -165,6 +193,7 @@ class _Scorer:
     def _figures(self, errors: SurfaceErrors, visible: np.ndarray | None, alignment: Alignment, notes: list[str]) -> list[Metric]:
         unit = self.gt.unit
         metrics = [self.metric(name, value, unit, alignment) for name, value in length_figures(errors).items()]
+        metrics.append(self.metric("signed_bias", float(errors.signed_to_gt.mean()), unit, alignment, lower=None))
         metrics.append(self.metric("chamfer_l2", chamfer_l2(errors), f"{unit}^2", alignment))
         for name, value in zip(("normal_consistency", "normal_consistency_signed"), normal_consistency(errors), strict=True):
             metrics.append(self.metric(name, value, "1", alignment, lower=False))
@@ -183,7 +212,9 @@ class _Scorer:
             )
         if self.median_depth is not None:
             share = 100 * float(errors.to_gt.mean()) / self.median_depth
-            metrics.append(self.metric("accuracy_mean_percent_of_depth", share, "%", alignment))
+            floor = None if self.noise_floor is None else 100 * self.noise_floor / self.median_depth
+            name = "accuracy_mean_percent_of_depth"
+            metrics.append(Metric("surface", name, share, "%", alignment, noise_floor=floor))
         return metrics
 
     def _at_thresholds(self, to_gt: np.ndarray, to_pred: np.ndarray, alignment: Alignment) -> list[Metric]:
@@ -200,12 +231,12 @@ class _Scorer:
 
 
 def _scale_errors(shown: list[Rung], rungs: list[Rung], scorer: _Scorer) -> list[Metric]:
-    """By how much each rung's scale is off: against the camera path's, which no surface has touched, else against the fit's."""
-    scales = {rung.alignment: rung.scale for rung in rungs}
+    """How much too large each rung leaves the reconstruction, by the camera path's scale, which no surface touched, or by the fit's."""
+    scales = {rung.alignment: rung.similarity.scale for rung in rungs if rung.has_settled}
     right = scales.get("sim3_trajectory", scales.get("sim3_icp"))
     if right is None:
         return []
-    return [scorer.metric("scale_error", 100 * abs(rung.scale / right - 1), "%", rung.alignment) for rung in shown]
+    return [scorer.metric("scale_error", 100 * (rung.similarity.scale / right - 1), "%", rung.alignment, lower=None) for rung in shown]
 
 
 def _topology_metrics(pred: Mesh) -> list[Metric]:
@@ -214,8 +245,11 @@ def _topology_metrics(pred: Mesh) -> list[Metric]:
     counts |= {"non_manifold_vertices": found.non_manifold_vertices, "euler": found.euler}
     if found.genus is not None:
         counts["genus"] = found.genus
-    metrics = [Metric("surface", name, float(value), "1") for name, value in counts.items()]
-    return [*metrics, Metric("surface", "boundary_length", found.boundary_length, pred.unit)]
+    metrics = [
+        Metric("surface", name, float(value), "1", lower_is_better=None if name in WITHOUT_DIRECTION else True)
+        for name, value in counts.items()
+    ]
+    return [*metrics, Metric("surface", "boundary_length", found.boundary_length, pred.unit, lower_is_better=None)]
 
 
 def _area(mesh: Mesh) -> float:

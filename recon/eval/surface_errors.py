@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from scipy.spatial import cKDTree
 
-from recon.eval.distances import Closest, FacingSurface, Samples
-from recon.eval.icp import Similarity
+from recon.eval.distances import Closest, FacingSurface, Samples, face_normals
 from recon.eval.ladder import Sampled
+from recon.geometry.similarity import Similarity
+from recon.types import Mesh
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class SurfaceErrors:
     to_gt: Float[np.ndarray, " n"]
     to_pred: Float[np.ndarray, " m"]
     signed_to_gt: Float[np.ndarray, " n"]
-    """Along the truth's normal: positive on the side it points to."""
+    """Across the truth: positive in front of it, where the cameras are."""
     facing_to_gt: Float[np.ndarray, " n"]
     """To faces of the truth that look the same way; infinite where there is none."""
     cosines: Float[np.ndarray, " both"]
@@ -41,10 +43,23 @@ class Curve:
     f: Float[np.ndarray, " k"]
 
 
+def front_signs(mesh: Mesh, centres: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " f"]:
+    """1 for each face whose normal points to the side of the camera centre nearest to it, -1 for the others."""
+    middles = mesh.vertices[mesh.faces].mean(axis=1)
+    _, nearest = cKDTree(centres).query(middles)
+    return np.where(np.sum(face_normals(mesh) * (centres[nearest] - middles), axis=1) < 0, -1.0, 1.0)
+
+
 def surface_errors(
-    pred: Sampled, gt: Sampled, facing: FacingSurface, fit: Similarity, use_pred: np.ndarray, use_gt: np.ndarray
+    pred: Sampled,
+    gt: Sampled,
+    facing: FacingSurface,
+    front: Float[np.ndarray, " f"],
+    fit: Similarity,
+    use_pred: np.ndarray,
+    use_gt: np.ndarray,
 ) -> SurfaceErrors:
-    """Measure the chosen samples (n,), (m,) bool of both surfaces.
+    """Measure the chosen samples (n,), (m,) bool of both surfaces; `front` as from `front_signs` of the truth.
 
     Nothing is moved but samples: those of the truth go into the prediction's own world, and their distances come back scaled.
     """
@@ -58,7 +73,7 @@ def surface_errors(
     return SurfaceErrors(
         there.distances,
         fit.scale * back.distances,
-        _along_normal(moved.points, there),
+        _along_normal(moved.points, there) * front[there.face_idx],
         facing.distances(moved.points, facing_normals, there),
         np.concatenate(cosines),
     )
@@ -75,7 +90,6 @@ def length_figures(errors: SurfaceErrors) -> dict[str, float]:
         "chamfer_l1": (figures["accuracy_mean"] + figures["completeness_mean"]) / 2,
         "hausdorff": max(figures["accuracy_max"], figures["completeness_max"]),
         "hd95": max(figures["accuracy_p95"], figures["completeness_p95"]),
-        "signed_bias": float(errors.signed_to_gt.mean()),
     }
 
 
@@ -94,9 +108,14 @@ def normal_consistency(errors: SurfaceErrors) -> tuple[float, float]:
     return float(np.abs(errors.cosines).mean()), float(errors.cosines.mean())
 
 
-def penalised(errors: SurfaceErrors, cap: float) -> float:
-    """Chamfer L1 with no distance beyond the cap, which is also what an empty reconstruction gets."""
-    return float((np.minimum(errors.to_gt, cap).mean() + np.minimum(errors.to_pred, cap).mean()) / 2)
+def penalised(errors: SurfaceErrors, filled: float, cap: float) -> float:
+    """Chamfer L1 with no distance beyond the cap, and the cap for every part of the truth's area that was not even filled.
+
+    `filled` is the area of the reconstruction in that of the truth, at most 1. An empty reconstruction gets the cap, and one
+    speck on the surface nearly as much.
+    """
+    accuracy = filled * np.minimum(errors.to_gt, cap).mean() + (1 - filled) * cap
+    return float((accuracy + np.minimum(errors.to_pred, cap).mean()) / 2)
 
 
 def curve(to_gt: Float[np.ndarray, " n"], to_pred: Float[np.ndarray, " m"], thresholds: Float[np.ndarray, " k"]) -> Curve:

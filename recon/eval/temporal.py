@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
@@ -117,11 +116,12 @@ def score_temporal(
     num_workers: int = 2,
     seed: int = 0,
 ) -> TemporalScore:
-    """Score neighbouring frames of a video.
+    """Score neighbouring frames of a video; pairs without depth, poses or common pixels are left out and noted.
 
     Args:
-        indices: of the frames, in the order of time; neighbours are those whose indices differ by the list's smallest step.
-        depth_of: from frame index to aligned depth (h, w), 0 where it must not count, or None. Called from several threads.
+        indices: of frames; each is compared with the recording's next one, chosen or not.
+        depth_of: from frame index to aligned depth (h, w), 0 where it must not count, or None; also asked for the frames that
+            follow. Called from several threads.
         T_world_camera: from frame index to its true pose (4, 4).
         carry: `nearest_carry(camera)` or `endodav_carry`.
         alignment: that `depth_of` has gone through.
@@ -129,17 +129,15 @@ def score_temporal(
         num_workers: threads, each with two maps.
         seed: of the bootstrap.
     """
-    posed = [index for index in indices if index in T_world_camera]
-    if len(posed) < 2:
-        return TemporalScore([], [], ["temporal: not computable, fewer than two frames have a depth and a true pose"])
-    step = min(b - a for a, b in pairwise(posed))
-    neighbours = [(a, b) for a, b in pairwise(posed) if b - a == step]
+    neighbours = [(index, index + 1) for index in indices if index in T_world_camera and index + 1 in T_world_camera]
     pairs = [pair for pair in _scored_pairs(neighbours, depth_of, T_world_camera, carry, num_workers) if pair is not None]
-    notes = [f"temporal: neighbours are {step} frames apart"] if step > 1 else []
+    if not pairs:
+        return TemporalScore([], [], ["temporal: not computable, because no frame and its next one have poses and share known pixels"])
+    notes = [f"temporal: {len(pairs)} of {len(indices)} frames are compared with the next one"]
     if len(pairs) < len(neighbours):
-        notes.append(f"temporal: {len(neighbours) - len(pairs)} of {len(neighbours)} pairs of frames share no pixel and are left out")
+        notes.append(f"temporal: {len(neighbours) - len(pairs)} of {len(neighbours)} pairs with poses lack depth or share no pixel")
     metrics = []
-    for name, unit, is_error in (("tae", "%", True), ("tas", "1", False)) if pairs else ():
+    for name, unit, is_error in (("tae", "%", True), ("tas", "1", False)):
         values = np.array([pair[name] for pair in pairs])
         bound = interval(values, block_length(len(values)), seed)
         metrics.append(Metric("depth", name, float(values.mean()), unit, alignment, is_error, protocol, bound))

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from recon.eval.bootstrap import MIN_VALUES, block_length, intervals
+from recon.eval.bootstrap import block_length, has_interval, intervals, no_interval_note
 from recon.eval.c3vd_legacy import c3vd_legacy_metrics
 from recon.eval.drift import path_length, relative_metrics, rotation_errors_rad, scale_drift_percent
 from recon.eval.snippets import snippet_metrics
+from recon.eval.unit_guess import unit_notes
 from recon.geometry.alignment import RANK_TOLERANCE, umeyama
 from recon.geometry.se3 import inverse
+from recon.geometry.similarity import Similarity
 from recon.types import Alignment, Metric, ReconError, Trajectory, Unit
 
 MIN_POSES = 3
@@ -29,9 +31,6 @@ NUM_ROLL_BLOCKS = 10
 MIN_ROLL_AGREEMENT = 0.5
 """Mean resultant length, 0 to 1, of the rolls that the frames' orientations ask for."""
 MIN_SCALE = 1e-12
-
-Similarity = tuple[float, Float[np.ndarray, "3 3"], Float[np.ndarray, " 3"]]
-"""scale, R, t with `truth ~ scale * R @ prediction + t`."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,14 @@ class TrajectoryScore:
     """The transforms from prediction to truth."""
 
 
-def score_trajectory(pred: Trajectory, gt: Trajectory, noise_floor: float | None = None, seed: int = 0) -> TrajectoryScore:
+def score_trajectory(
+    pred: Trajectory, gt: Trajectory, noise_floor: float | None = None, seed: int = 0, with_c3vd_legacy: bool = False
+) -> TrajectoryScore:
     """Compare the frames that both paths have (equal `frame_indices`) under every alignment that makes sense.
 
     Without an alignment, with the first pose and with a rigid one only when both paths are in millimetres; then `scale_error` says
-    by how much the claimed scale is off. `noise_floor` (truth's unit) is attached to distances of centres.
+    by how much the claimed scale is off before any alignment of it, +5 % for a path that is 5 % too long. `noise_floor` (truth's
+    unit) is attached to distances of centres. `with_c3vd_legacy` adds the figure of EndoGSLAM's tables on C3VD.
     """
     frame_idx, a, b = _common(pred, gt)
     if len(a) < MIN_POSES:
@@ -61,10 +63,12 @@ def score_trajectory(pred: Trajectory, gt: Trajectory, noise_floor: float | None
         )
     both_metric = pred.unit == gt.unit == "mm"
     alignments, notes = _alignments(a, b, both_metric)
-    aligned = {name: transformed(a, *found) for name, found in alignments.items()}
+    aligned = {name: found.poses(a) for name, found in alignments.items()}
     metrics, frames = [], [{"index": int(index)} for index in frame_idx]
     ates = {name: centre_errors(poses, b) for name, poses in aligned.items()}
     bounds = _intervals(ates, seed)
+    if ates and not bounds:
+        notes.append(no_interval_note(len(a), "frames"))
     for name, poses in aligned.items():
         rotations_deg = np.degrees(rotation_errors_rad(poses, b))
         metrics += _centre_metrics(ates[name], bounds.get(name, {}), path_length(b), name, gt.unit, noise_floor)
@@ -74,11 +78,10 @@ def score_trajectory(pred: Trajectory, gt: Trajectory, noise_floor: float | None
         notes += remarks
         for row, ate, rotation_deg in zip(frames, ates[name], rotations_deg, strict=True):
             row |= {f"{name}.ate": float(ate), f"{name}.rotation_deg": float(rotation_deg)}
-    for found, remarks in (
-        _scale_metrics(a, b, alignments, both_metric),
-        snippet_metrics(a, b, frame_idx, gt.unit),
-        c3vd_legacy_metrics(a, b, frame_idx, both_metric),
-    ):
+    protocols = [_scale_metrics(a, b, alignments, both_metric), snippet_metrics(a, b, frame_idx, gt.unit)]
+    if with_c3vd_legacy:
+        protocols.append(c3vd_legacy_metrics(a, b, frame_idx, both_metric))
+    for found, remarks in protocols:
         metrics += found
         notes += remarks
     return TrajectoryScore(metrics, frames, [f"trajectory: {note}" for note in dict.fromkeys(notes)], alignments)
@@ -95,7 +98,7 @@ def _common(pred: Trajectory, gt: Trajectory) -> tuple[np.ndarray, np.ndarray, n
 
 
 def similarity(pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"], with_scale: bool) -> Similarity:
-    """Return scale, R, t that bring predicted camera centres to the true ones: Umeyama's least squares.
+    """Return what brings predicted camera centres to the true ones: Umeyama's least squares.
 
     Where the centres do not determine the roll about a nearly straight path (`is_roll_lost`), it is the one that the orientations
     agree on best (chordal mean, Hartley et al., "Rotation averaging", 2013); the direction of the path stays that of the centres.
@@ -106,12 +109,12 @@ def similarity(pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"],
         R = _rotation_with_roll_of_orientations(pred, gt)
         from_mean, to_mean = (source - source.mean(axis=0)) @ R.T, target - target.mean(axis=0)
         scale = float(np.sum(from_mean * to_mean) / np.sum(from_mean**2)) if with_scale else 1.0
-        t = target.mean(axis=0) - scale * R @ source.mean(axis=0)
+        found = Similarity(scale, R, target.mean(axis=0) - scale * R @ source.mean(axis=0))
     else:
-        scale, R, t = umeyama(source, target, with_scale)
-    if scale < MIN_SCALE:
+        found = umeyama(source, target, with_scale)
+    if found.scale < MIN_SCALE:
         raise ReconError("the predicted and the true path do not vary together: no scale brings one to the other", exit_code=1)
-    return scale, R, t
+    return found
 
 
 def is_roll_lost(pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"]) -> bool:
@@ -175,16 +178,6 @@ def _rotation_with_roll_of_orientations(pred: np.ndarray, gt: np.ndarray) -> np.
     return along_gt @ roll @ along_pred.T
 
 
-def transformed(
-    poses: Float[np.ndarray, "n 4 4"], scale: float, R: Float[np.ndarray, "3 3"], t: Float[np.ndarray, " 3"]
-) -> Float[np.ndarray, "n 4 4"]:
-    """Apply a similarity to camera-to-world poses; rotations stay rotations."""
-    out = poses.copy()
-    out[:, :3, :3] = R @ poses[:, :3, :3]
-    out[:, :3, 3] = scale * poses[:, :3, 3] @ R.T + t
-    return out
-
-
 def centre_errors(pred: Float[np.ndarray, "n 4 4"], gt: Float[np.ndarray, "n 4 4"]) -> Float[np.ndarray, " n"]:
     """Return the distance of each pair of camera centres."""
     return np.linalg.norm(pred[:, :3, 3] - gt[:, :3, 3], axis=1)
@@ -195,7 +188,7 @@ def _alignments(pred: np.ndarray, gt: np.ndarray, both_metric: bool) -> tuple[di
     notes = []
     if both_metric:
         first = gt[0] @ inverse(pred[0])
-        found = {"none": (1.0, np.eye(3), np.zeros(3)), "first_pose": (1.0, first[:3, :3], first[:3, 3])}
+        found = {"none": Similarity(1.0, np.eye(3), np.zeros(3)), "first_pose": Similarity(1.0, first[:3, :3], first[:3, 3])}
     else:
         notes.append("errors without an alignment of the scale are not computable, because not both paths are in millimetres")
     try:
@@ -215,7 +208,7 @@ def _alignments(pred: np.ndarray, gt: np.ndarray, both_metric: bool) -> tuple[di
 def _intervals(ates: dict[Alignment, np.ndarray], seed: int) -> dict[Alignment, dict[str, tuple[float, float]]]:
     """Of mean and RMSE over the frames, with the alignment held as it is."""
     num = len(next(iter(ates.values()), ()))
-    if num < MIN_VALUES:
+    if not has_interval(num, block_length(num)):
         return {}
     columns = np.stack([values for ate in ates.values() for values in (ate, ate**2)], axis=1)
     bounds = intervals(columns, block_length(num), seed).reshape(-1, 2, 2)
@@ -235,7 +228,8 @@ def _centre_metrics(
         for name, value in values.items()
     ]
     if path > 0:
-        metrics.append(Metric("trajectory", "ate_percent_of_path", 100 * rmse / path, "%", alignment))
+        share_floor = None if noise_floor is None else 100 * noise_floor / path
+        metrics.append(Metric("trajectory", "ate_percent_of_path", 100 * rmse / path, "%", alignment, noise_floor=share_floor))
     return metrics
 
 
@@ -244,8 +238,9 @@ def _scale_metrics(
 ) -> tuple[list[Metric], list[str]]:
     metrics, notes = [], []
     if both_metric and "sim3_trajectory" in alignments:
-        scale = alignments["sim3_trajectory"][0]
-        metrics.append(Metric("trajectory", "scale_error", 100 * abs(1 / scale - 1), "%", "sim3_trajectory"))
+        claimed = 1 / alignments["sim3_trajectory"].scale
+        notes += unit_notes("the path's scale", 1 / claimed)
+        metrics.append(Metric("trajectory", "scale_error", 100 * (claimed - 1), "%", "none", lower_is_better=None))
     try:
         metrics.append(Metric("trajectory", "scale_drift", scale_drift_percent(pred, gt), "%", "sim3_trajectory"))
     except ReconError as error:

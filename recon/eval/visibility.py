@@ -1,4 +1,4 @@
-"""Which part of a surface some cameras saw: in the image, inside the mask, near enough, and nothing in between.
+"""Which part of a surface some cameras saw: in the image, inside the mask, and nothing in between.
 
 A face counts from both sides, for foreign meshes are wound either way. What no camera saw is no fault of a reconstruction.
 """
@@ -27,8 +27,6 @@ class Views:
     T_world_camera: Float[np.ndarray, "n 4 4"]
     mask: Bool[np.ndarray, "h w"] | None = None
     """True where the image shows tissue, on the camera's own pixel grid."""
-    max_distance: float | None = None
-    """Along the ray; what lies farther was too dark to count as seen."""
 
     def __post_init__(self) -> None:
         size = (self.camera.height_px, self.camera.width_px)
@@ -46,8 +44,6 @@ def seen_points(points: Float[np.ndarray, "n 3"], occluder: Surface, views: View
         local = (points[open_idx] - T[:3, 3]) @ T[:3, :3]
         distance = np.linalg.norm(local, axis=1)
         near = (distance > 0) & (local[:, 2] >= min_cosine * distance)
-        if views.max_distance is not None:
-            near &= distance <= views.max_distance
         shown = open_idx[near][_in_image(local[near], views)]
         seen[shown] = ~occluder.hides(T[:3, 3], points[shown], SIGHT_TOLERANCE)
     return seen

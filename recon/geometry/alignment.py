@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from recon.geometry.similarity import Similarity
 from recon.types import ReconError
 
 RANK_TOLERANCE = 1e-9
 
 
-def umeyama(
-    source: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "n 3"], with_scale: bool = True
-) -> tuple[float, Float[np.ndarray, "3 3"], Float[np.ndarray, " 3"]]:
-    """Similarity with `target ~ scale * R @ source + t` of least squared error; scale 1 without `with_scale`.
+def umeyama(source: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "n 3"], with_scale: bool = True) -> Similarity:
+    """Similarity from source to target of least squared error; scale 1 without `with_scale`.
 
     Umeyama, "Least-squares estimation of transformation parameters between two point patterns" (1991), eq. 40 to 43.
     Raises ReconError for fewer than three points and for points on one line, where the rotation is not determined.
@@ -24,7 +23,9 @@ def umeyama(
     source_centred, target_centred = source - source_mean, target - target_mean
     for name, points in (("source", source_centred), ("target", target_centred)):
         spread = np.linalg.svd(points, compute_uv=False)
-        if spread[1] <= RANK_TOLERANCE * spread[0] or spread[0] == 0.0:
+        if spread[0] == 0.0:
+            raise ReconError(f"the {len(points)} {name} points are one and the same: their alignment is not determined", exit_code=1)
+        if spread[1] <= RANK_TOLERANCE * spread[0]:
             raise ReconError(f"the {len(points)} {name} points lie on one line: their alignment is not determined", exit_code=1)
     U, singular, Vt = np.linalg.svd(target_centred.T @ source_centred / len(source))
     # A reflection would fit better than any rotation: flip the weakest axis (eq. 43).
@@ -32,4 +33,4 @@ def umeyama(
     R = (U * signs) @ Vt
     variance = float(np.mean(np.sum(source_centred**2, axis=1)))
     scale = float(singular @ signs) / variance if with_scale else 1.0
-    return scale, R, target_mean - scale * R @ source_mean
+    return Similarity(scale, R, target_mean - scale * R @ source_mean)

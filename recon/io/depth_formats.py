@@ -1,6 +1,6 @@
 """Depth maps that anybody's program wrote: PNG, TIFF, NPY, NPZ, one map a file or a stack of them.
 
-What is no depth (NaN, infinite, negative) becomes 0, which means unknown, and is counted. Sizes that a header claims are
+What is no depth (NaN, infinite, negative) is passed on as it is: whoever scores it counts it. Sizes that a header claims are
 checked before anything is allocated, and nothing that a file holds is executed.
 """
 
@@ -35,8 +35,8 @@ _MAX_REASON = 200
 """Characters: zipfile quotes damaged headers at any length."""
 
 
-def read_predicted_depth(path: str | Path, factor: float = 1.0) -> tuple[Float[np.ndarray, "h w"], int]:
-    """One map as float32, file values times `factor`, 0 where unknown; and how many values were NaN, infinite or negative.
+def read_predicted_depth(path: str | Path, factor: float = 1.0) -> Float[np.ndarray, "h w"]:
+    """One map as float32, file values times `factor`. 0 is unknown, and so are NaN, infinite and negative values, which stay.
 
     PNG and TIFF of 8- or 16-bit integers, TIFF of floats, NPY, NPZ (its only array, or the one named `depth`); axes of
     length 1 are dropped. Raises ReconError naming the file when it is damaged, absurdly large or holds no single map.
@@ -76,13 +76,10 @@ def open_stack(path: str | Path) -> Shaped[np.ndarray, "n h w"]:
     return _as_maps(path, array)
 
 
-def depth_of(values: Shaped[np.ndarray, "h w"], factor: float) -> tuple[Float[np.ndarray, "h w"], int]:
-    """float32 depth, `factor` times the values and 0 where unknown; and how many values were NaN, infinite or negative."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what is too large for a float32 becomes infinite, and is counted
-        depth = np.asarray(values).astype(np.float32) * np.float32(factor)
-        is_wrong = ~((depth >= 0) & (depth < np.inf))
-    depth[is_wrong] = 0
-    return depth, int(np.count_nonzero(is_wrong))
+def depth_of(values: Shaped[np.ndarray, "h w"], factor: float) -> Float[np.ndarray, "h w"]:
+    """`factor` times the values, as float32; what is too large for that is infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(values).astype(np.float32) * np.float32(factor)
 
 
 def _unpacked(path: Path) -> np.ndarray:

@@ -55,7 +55,6 @@ class DepthFolder:
         if not 0 < factor < math.inf:
             raise ReconError(f"{path}: depth is multiplied by a positive number, found {factor}")
         self._notes: tuple[str, ...] = ()
-        self._wrong_values: dict[int, int] = {}
         self._stack = open_stack(self.path) if self.path.suffix.lower() in ARRAY_SUFFIXES and self.path.is_file() else None
         self.files = [self.path] if self.path.is_file() else self._find()
 
@@ -63,21 +62,10 @@ class DepthFolder:
         return len(self.files) if self._stack is None else len(self._stack)
 
     def read(self, position: int) -> Float[np.ndarray, "h w"]:
-        """float32, file values times the factor, 0 unknown. Raises ReconError naming the file; may be called from threads."""
+        """float32, file values times the factor, as `read_predicted_depth`; may be called from threads."""
         if self._stack is None:
-            depth, num_wrong = read_predicted_depth(self.files[position], self.factor)
-        else:
-            depth, num_wrong = depth_of(self._stack[position], self.factor)
-        self._wrong_values[position] = num_wrong
-        return depth
-
-    def wrong_values_notes(self) -> tuple[str, ...]:
-        """What was no depth in the maps read so far."""
-        counts = {position: count for position, count in self._wrong_values.items() if count}
-        if not counts:
-            return ()
-        what = f"{sum(counts.values())} values in {len(counts)} of {len(self._wrong_values)} maps"
-        return (f"{self.path.name}: {what} are NaN, infinite or negative and count as unknown",)
+            return read_predicted_depth(self.files[position], self.factor)
+        return depth_of(self._stack[position], self.factor)
 
     def matched(self, names: Sequence[str], rule: MatchRule | None = None) -> MatchedDepth:
         """Match with the frames of these names, in their order; `rule` instead of the one that fits most frames.

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from recon.report.tables import formatted, metric_of
+from recon.report.tables import formatted, metric_of, with_interval
 
 TEMPLATE = "page.html.j2"
 MAX_SEGMENTS = 1500
@@ -28,7 +28,7 @@ ALIGNMENT_NAMES = {
 }
 """What each alignment of a metric fitted, for the page."""
 MAIN_METRICS = {
-    *("abs_rel", "rmse", "mae", "delta_1.25", "coverage", "scale_spread", "ate_rmse", "ate_percent_of_path", "rpe_translation"),
+    *("abs_rel", "rmse", "mae", "delta_1.25", "coverage", "scale_spread", "posed", "ate_rmse", "ate_percent_of_path", "rpe_translation"),
     *("rotation_mean", "drift_percent", "accuracy_mean", "accuracy_p95", "accuracy_mean_percent_of_depth", "completeness_mean"),
     *("chamfer_l1", "f_1mm", "f_2mm", "f_5mm", "hd95", "normal_consistency", "signed_bias", "scale_error", "chamfer_penalised", "tae"),
 }
@@ -155,7 +155,7 @@ def grouped_metrics(metrics: list[dict[str, Any]]) -> list[MetricGroup]:
         metric = metric_of(entry)
         rows = groups.setdefault(metric.group, {})
         row = rows.setdefault((metric.name, metric.unit, metric.protocol), {**entry, "protocol": metric.protocol, "values": {}})
-        row["values"][metric.alignment] = formatted(metric)
+        row["values"][metric.alignment] = with_interval(metric)
         if metric.noise_floor is not None and metric.unit == "mm":
             floors[metric.group] = metric.noise_floor
     found = []

@@ -13,6 +13,10 @@ from rich.table import Table
 from recon.types import Metric
 
 SIGNIFICANT = 4
+COUNT_MISSING = ("coverage", "posed", "penalised", "recall", "completeness", "chamfer", "hausdorff", "hd95", "f_")
+"""Parts of the names of figures that what is missing makes worse."""
+MIN_COVERAGE_RATIO = 0.98
+"""Of the highest coverage among the methods, for an error to be called the best."""
 Row = tuple[str, str, str | None]
 """Group, name with unit, protocol."""
 LATEX_SPECIAL = str.maketrans(
@@ -42,7 +46,7 @@ def with_interval(metric: Metric) -> str:
     if metric.interval is None:
         return formatted(metric)
     low, high = (formatted(Metric(metric.group, metric.name, end, metric.unit, noise_floor=metric.noise_floor)) for end in metric.interval)
-    return f"{formatted(metric)} [{low}, {high}]"
+    return formatted(metric) if low == high == formatted(metric) else f"{formatted(metric)} [{low}, {high}]"
 
 
 def alignment_table(metrics: Sequence[Metric], title: str, show: Callable[[Metric], str] = formatted) -> Table:
@@ -56,20 +60,43 @@ def alignment_table(metrics: Sequence[Metric], title: str, show: Callable[[Metri
 
 def method_table(metrics_of: dict[str, Sequence[Metric]], title: str, show: Callable[[Metric], str] = formatted) -> Table:
     """Several methods: a row a metric under one alignment, a column a method, the best value marked."""
-    rows: dict[Row, dict[str, str]] = {}
-    best: dict[Row, tuple[float, str]] = {}
+    rows: dict[Row, dict[str, Metric]] = {}
     for method, metrics in metrics_of.items():
         for metric in metrics:
             group, name, protocol = _row(metric)
-            row = (group, f"{name}, {metric.alignment}", protocol)
-            rows.setdefault(row, {})[method] = show(metric)
-            cost = metric.value if metric.lower_is_better else -metric.value
-            if row not in best or cost < best[row][0]:
-                best[row] = (cost, method)
-    for row, (_, method) in best.items():
-        if len(rows[row]) > 1:
-            rows[row][method] += " *"
-    return _table(title, rows, list(metrics_of))
+            rows.setdefault((group, f"{name}, {metric.alignment}", protocol), {})[method] = metric
+    shown = {}
+    for row, metrics in rows.items():
+        best = best_method({method: metric for method, metric in metrics.items() if _may_win(metric, metrics_of, method)})
+        shown[row] = {method: show(metric) + (" *" if method == best else "") for method, metric in metrics.items()}
+    return _table(title, shown, list(metrics_of))
+
+
+def _may_win(metric: Metric, metrics_of: dict[str, Sequence[Metric]], method: str) -> bool:
+    """An error over less than the others cover is no better error; figures in which missing counts are open to all."""
+    if any(word in metric.name for word in COUNT_MISSING):
+        return True
+    shares = {name: _covered(metrics, metric) for name, metrics in metrics_of.items()}
+    most = max((share for share in shares.values() if share is not None), default=None)
+    own = shares[method]
+    return most is None or (own is not None and own >= MIN_COVERAGE_RATIO * most)
+
+
+def _covered(metrics: Sequence[Metric], like: Metric) -> float | None:
+    """The share that a figure's group and protocol cover: of pixels, surface or frames."""
+    same = [m for m in metrics if (m.group, m.protocol) == (like.group, like.protocol) and m.name in ("coverage", "posed")]
+    exact = [m.value for m in same if m.alignment == like.alignment]
+    return (exact or [m.value for m in same] or [None])[0]
+
+
+def best_method(metrics: dict[str, Metric]) -> str | None:
+    """Whose value is best; None where there is no better direction, and where the best two differ by less than the truth's noise."""
+    first = next(iter(metrics.values()), None)
+    if first is None or len(metrics) < 2 or first.lower_is_better is None:
+        return None
+    ranked = sorted(metrics, key=lambda method: metrics[method].value, reverse=not first.lower_is_better)
+    margin = abs(metrics[ranked[0]].value - metrics[ranked[1]].value)
+    return ranked[0] if margin > (first.noise_floor or 0.0) else None
 
 
 def as_csv(rows: Iterable[dict[str, Any]]) -> str:

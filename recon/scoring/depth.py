@@ -12,11 +12,14 @@ from recon.data import DATASETS
 from recon.eval.depth import DepthPair, DepthScore, score_depth
 from recon.eval.protocols import OWN, PROTOCOLS
 from recon.eval.temporal import TemporalScore
+from recon.scoring.ppsnet import PPSNET, undistorted
 from recon.scoring.prediction import Prediction, chosen_frames
 from recon.scoring.score import Score
 from recon.scoring.temporal import ENDODAV, endodav_agreement, temporal_agreement
 from recon.types import DepthMap, FrameSequence, Metric, ReconError
 
+WITH_SPLIT = ("scared-af", "scared-video", "c3vd-ppsnet")
+"""Protocols whose published figures are of a split of the same name."""
 STEREO_PROTOCOL = "servct-official"
 """Its authors report all of the reference, and what both views see, apart."""
 
@@ -31,6 +34,8 @@ class DepthOptions:
     """Frames to score; None for all."""
     max_frames: int | None = None
     """Of these, at most so many, evenly spread."""
+    split: str | None = None
+    """Name of the published split that chose the frames."""
     seed: int = 0
     num_workers: int = 2
 
@@ -74,7 +79,7 @@ class _Comparison:
     def add(self, name: str, is_optional: bool = False) -> DepthScore | None:
         """Score under a protocol. One that was not asked for and does not fit leaves a note instead of an error."""
         try:
-            scored = self._scored(name, self._pair)
+            scored = self._scored(name, self._pair if name != PPSNET else undistorted(self.sequence.camera, self._pair))
         except ReconError as error:
             if not is_optional:
                 raise
@@ -82,18 +87,29 @@ class _Comparison:
             return None
         self.metrics += scored.metrics
         self.notes += [note if name == OWN else f"{name}: {note}" for note in scored.notes]
-        for row in scored.frames:
-            prefix = "" if name == OWN else f"{name}/"
-            values = {key if key == "index" else prefix + key: value for key, value in row.items()}
-            self.rows.setdefault(row["index"], {"name": self.sequence.frames[int(row["index"])].name}).update(values)
+        home = PROTOCOLS[name].dataset
+        if home not in (None, self.sequence.dataset):
+            self.notes.append(f"{name}: its arithmetic on data it was not made for; its published figures are of {home}")
+        if name == PPSNET:
+            self.notes.append(f"{name}: true and predicted depth are undistorted to its authors' pinhole by nearest pixel")
+        if name in WITH_SPLIT and self.options.split != name:
+            self.notes.append(f"{name}: its arithmetic on all frames given; published figures are those of configs/splits/{name}.toml")
+        self._keep_rows(scored, "" if name == OWN else f"{name}/")
         if name == STEREO_PROTOCOL and self._has_stereo_truth():
             # The toolkit's "noc": only what both views see, where its "occ" is all of the reference.
-            self.metrics += [replace(m, name=f"{m.name}_noc") for m in self._scored(name, self._pair_in_both_views).metrics]
+            in_both = self._scored(name, self._pair_in_both_views)
+            self.metrics += [replace(m, name=f"{m.name}_noc") for m in in_both.metrics]
+            self._keep_rows(in_both, f"{name}/noc/")
         if name == ENDODAV:
             self.add_temporal(
                 endodav_agreement(self.sequence, self._pair, self.indices, scored, self.options.num_workers, self.options.seed)
             )
         return scored
+
+    def _keep_rows(self, scored: DepthScore, prefix: str) -> None:
+        for row in scored.frames:
+            values = {key if key == "index" else prefix + key: value for key, value in row.items()}
+            self.rows.setdefault(row["index"], {"name": self.sequence.frames[int(row["index"])].name}).update(values)
 
     def add_temporal(self, found: TemporalScore | None) -> None:
         if found is not None:

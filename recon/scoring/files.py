@@ -12,7 +12,7 @@ from recon.scoring.score import SCHEMA, Score
 
 
 def write_scores(out: Path, scores: Sequence[Score], means: Sequence[Score], notes: Sequence[str]) -> None:
-    """Write scores.json, scores.csv, frames.csv and scores.tex.
+    """Write scores.json, scores.csv, scores.tex and, where single frames have values, frames.csv.
 
     `scores` are single sequences, `means` are over several; the LaTeX rows take a method's mean where it has one.
     """
@@ -21,7 +21,9 @@ def write_scores(out: Path, scores: Sequence[Score], means: Sequence[Score], not
         {"schema": SCHEMA, "scores": [s.as_json() for s in scores], "means": [s.as_json() for s in means], "notes": list(notes)},
     )
     write_text(out / "scores.csv", as_csv(row for score in (*scores, *means) for row in _rows(score)))
-    write_text(out / "frames.csv", as_csv({"method": s.method, "sequence": s.sequence, **frame} for s in scores for frame in s.frames))
+    rows = [{"method": s.method, "sequence": s.sequence, **frame} for s in scores for frame in s.frames]
+    if rows:
+        write_text(out / "frames.csv", as_csv(rows))
     chosen = {score.method: score.metrics for score in (*scores, *means)}
     write_text(out / "scores.tex", as_latex(chosen))
 

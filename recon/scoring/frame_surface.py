@@ -17,7 +17,7 @@ from recon.geometry.cameras import resize
 from recon.geometry.depth_surface import depth_surface
 from recon.scoring.prediction import Prediction, chosen_frames
 from recon.scoring.score import Score
-from recon.types import Camera, DepthMap, FrameSequence, Mesh, ReconError
+from recon.types import Alignment, Camera, DepthMap, FrameSequence, Mesh, Metric, ReconError
 
 MAX_FRAME_SAMPLES = 20_000
 """On the surface of one frame, which is a small part of what a recording covers."""
@@ -52,19 +52,19 @@ def compare_frame_surfaces(sequence: FrameSequence, prediction: Prediction, how:
     if sequence.frame_mesh_gt is None and sequence.depth_gt is None:
         raise ReconError(f"{sequence.name} has no true surface of its frames to score against")
     indices = chosen_frames(sequence, how.indices, how.max_frames)
-    rows, found, notes = [], [], list(prediction.notes)
-    for index in indices:
-        scored = _score_frame(sequence, prediction, index, how)
-        if scored is None:
-            continue
-        found.append(scored.metrics)
-        notes += scored.notes
-        values = {f"{m.alignment}.{m.name}": m.value for m in scored.metrics}
-        rows.append({"index": index, "name": sequence.frames[index].name, **values})
+    scored = {index: frame for index in indices if (frame := _score_frame(sequence, prediction, index, how)) is not None}
+    # A frame without a prediction is as empty under one alignment as under another.
+    alignments = dict.fromkeys(m.alignment for frame in scored.values() for m in frame.metrics if m.name not in BEFORE_ALIGNMENT)
+    found = {index: frame.under(tuple(alignments) or ("none",)) for index, frame in scored.items()}
+    notes = [note for frame in scored.values() for note in frame.notes]
     if found:
-        metrics, remarks = macro_mean(found, of="frames", block=block_length(len(found), sequence.is_unrelated))
+        metrics, remarks = macro_mean(list(found.values()), of="frames", block=block_length(len(found), sequence.is_unrelated))
     else:
         metrics, remarks = [], [f"surface: not computable, no frame of {sequence.name} has a true surface"]
+    rows = [
+        {"index": index, "name": sequence.frames[index].name, **{f"{m.alignment}.{m.name}": m.value for m in metrics_of_frame}}
+        for index, metrics_of_frame in found.items()
+    ]
     return Score(
         prediction.name,
         sequence.name,
@@ -73,41 +73,57 @@ def compare_frame_surfaces(sequence: FrameSequence, prediction: Prediction, how:
         prediction.inputs,
         {"depth": True, "trajectory": False, "mesh": True},
         frames=rows,
-        notes=list(dict.fromkeys([*notes, *remarks])),
+        notes=list(dict.fromkeys([*prediction.notes, *notes, *remarks])),
     )
 
 
-def _score_frame(sequence: FrameSequence, prediction: Prediction, index: int, how: Comparison) -> SurfaceScore | None:
+@dataclass(frozen=True)
+class _Frame:
+    """What one view gave; without a prediction only what missing costs, under no alignment yet."""
+
+    metrics: list[Metric]
+    missing: list[Metric]
+    notes: list[str]
+
+    def under(self, alignments: tuple[Alignment, ...]) -> list[Metric]:
+        return self.metrics or [replace(metric, alignment=alignment) for alignment in alignments for metric in self.missing]
+
+
+def _score_frame(sequence: FrameSequence, prediction: Prediction, index: int, how: FrameComparison) -> _Frame | None:
     camera = sequence.frame_camera(index) if sequence.frame_camera is not None else sequence.camera
     if camera is None:
         raise ReconError(f"{sequence.name}: frame {index} has no calibration, and depth becomes a surface only with one")
     truth_map = sequence.depth_gt(index) if sequence.depth_gt is not None else None
     truth = _true_surface(sequence, index, truth_map, camera, how.both_views)
-    if truth is None or prediction.depth is None:
+    if truth is None:
         return None
-    depth = prediction.depth(index)
-    pred = _lifted(camera, np.zeros((2, 2), np.float32) if depth is None else depth, truth_map, prediction.is_disparity)
-    icp = replace(how.surface.icp, num_samples=min(how.surface.icp.num_samples, MAX_FRAME_SAMPLES // 10))
-    options = replace(how.surface, num_samples=min(how.surface.num_samples, MAX_FRAME_SAMPLES), icp=icp)
+    depth = prediction.z_depth(index)
+    pred = _lifted(camera, np.zeros((2, 2)) if depth is None else depth, truth_map)
     floor = sequence.noise_floor_mm
-    scored = SurfaceScore([], [], {}, [])
-    if prediction.unit == sequence.unit == "mm" or not len(pred.faces):
-        as_it_is = replace(options, alignments=("none", "se3_icp"))
-        scored = score_surface(pred, truth, poses=None, is_metric=True, noise_floor=floor, options=as_it_is)
-    factor = None if truth_map is None else _median_ratio(truth_map, depth, prediction.is_disparity)
+
+    def scored(mesh: Mesh, *alignments: Alignment) -> SurfaceScore:
+        icp = replace(how.surface.icp, num_samples=min(how.surface.icp.num_samples, MAX_FRAME_SAMPLES // 5))
+        num_samples = min(how.surface.num_samples, MAX_FRAME_SAMPLES)
+        options = replace(how.surface, num_samples=num_samples, icp=icp, alignments=alignments)
+        return score_surface(mesh, truth, poses=None, is_metric=True, gt_path=np.eye(4)[None], noise_floor=floor, options=options)
+
+    if not len(pred.faces):
+        empty = scored(pred, "none")
+        return _Frame([], [metric for metric in empty.metrics if metric.name not in BEFORE_ALIGNMENT], empty.notes)
+    is_metric = prediction.unit == sequence.unit == "mm"
+    as_it_is = scored(pred, "none", "se3_icp") if is_metric else SurfaceScore([], [], {}, [])
+    factor = _median_ratio(truth_map, depth)
     if factor is None:
-        return scored
+        return _Frame(as_it_is.metrics, [], as_it_is.notes)
     # The fit with scale starts from the frame's own scale, which its pixels give, and not from a guess.
-    at_scale = replace(pred, vertices=pred.vertices * factor)
-    from_scale = replace(options, alignments=("none", "sim3_icp"))
-    scaled = score_surface(at_scale, truth, poses=None, is_metric=True, noise_floor=floor, options=from_scale)
-    have = {m.name for m in scored.metrics}
-    more = [
-        replace(m, alignment="scale_frame") if m.alignment == "none" and m.name not in BEFORE_ALIGNMENT else m
-        for m in scaled.metrics
-        if m.name != "scale_error" and (m.name not in BEFORE_ALIGNMENT or m.name not in have)
+    at_scale = scored(replace(pred, vertices=pred.vertices * factor), "none", "sim3_icp")
+    aligned = [
+        replace(m, alignment="scale_frame") if m.alignment == "none" else m for m in at_scale.metrics if m.name not in BEFORE_ALIGNMENT
     ]
-    return SurfaceScore([*scored.metrics, *more], scored.rungs, scored.curves, [*scored.notes, *scaled.notes])
+    alone = [m for m in (as_it_is if is_metric else at_scale).metrics if m.name in BEFORE_ALIGNMENT and m.name != "scale_error"]
+    claimed = [m for m in as_it_is.metrics if m.name not in BEFORE_ALIGNMENT]
+    scale = [Metric("surface", "scale_error", 100 * (1 / factor - 1), "%", "none", None)] if is_metric else []
+    return _Frame([*alone, *scale, *claimed, *aligned], [], [*as_it_is.notes, *at_scale.notes])
 
 
 def _true_surface(sequence: FrameSequence, index: int, truth: DepthMap | None, camera: Camera, both_views: bool) -> Mesh | None:
@@ -118,25 +134,21 @@ def _true_surface(sequence: FrameSequence, index: int, truth: DepthMap | None, c
     return None if truth is None else depth_surface(camera, truth.depth.astype(np.float64), truth.valid)
 
 
-def _lifted(camera: Camera, depth: np.ndarray, truth: DepthMap | None, is_disparity: bool) -> Mesh:
+def _lifted(camera: Camera, depth: np.ndarray, truth: DepthMap | None) -> Mesh:
     """The surface of a predicted map on its own grid, where the truth is known: elsewhere nothing says that it is wrong.
 
     Both maps lie on the whole image of one lens.
     """
-    z = np.divide(1.0, depth, out=np.zeros(depth.shape), where=depth > 0) if is_disparity else depth.astype(np.float64)
-    known = z > 0
+    known = depth > 0
     if truth is not None:
-        known &= cv2.resize(truth.valid.astype(np.uint8), z.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
-    return depth_surface(resize(camera, z.shape[1], z.shape[0]), z, known)
+        known &= cv2.resize(truth.valid.astype(np.uint8), depth.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0
+    return depth_surface(resize(camera, depth.shape[1], depth.shape[0]), depth.astype(np.float64), known)
 
 
-def _median_ratio(truth: DepthMap, depth: np.ndarray | None, is_disparity: bool) -> float | None:
+def _median_ratio(truth: DepthMap | None, depth: np.ndarray | None) -> float | None:
     """Median of true over predicted depth, None when no pixel has both."""
-    if depth is None:
+    if depth is None or truth is None:
         return None
-    pred = cv2.resize(depth, truth.depth.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(np.float64)
+    pred = cv2.resize(depth, truth.depth.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(np.float64)
     known = truth.valid & (pred > 0) & (truth.depth > 0)
-    if not known.any():
-        return None
-    ratio = truth.depth[known] * pred[known] if is_disparity else truth.depth[known] / pred[known]
-    return float(np.median(ratio))
+    return float(np.median(truth.depth[known] / pred[known])) if known.any() else None

@@ -12,7 +12,6 @@ from jaxtyping import UInt8
 
 from recon.eval.distances import Surface
 from recon.eval.ladder import Rung
-from recon.eval.trajectory import transformed
 from recon.io.atomic import write_bytes
 from recon.io.meshes import vertex_normals, write_ply
 from recon.report.figures import ERROR_COLORS, colorize, curves_figure, panels_figure
@@ -46,12 +45,11 @@ def depth_error_map(
         image: instead of the recording's own.
     """
     truth = sequence.depth_gt(index) if sequence.depth_gt is not None else None
-    pred = prediction.depth(index) if prediction.depth is not None else None
+    pred = prediction.z_depth(index)
     if truth is None or pred is None:
         return None
     gt = np.where(truth.valid, truth.depth, 0)
-    pred = cv2.resize(pred, gt.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(np.float64)
-    pred = np.divide(1.0, pred, out=np.zeros_like(pred), where=pred > 0) if prediction.is_disparity else pred
+    pred = cv2.resize(pred, gt.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(np.float64)
     known = (pred > 0) & (gt > 0)
     if not known.any():
         return None
@@ -79,7 +77,7 @@ def surface_pictures(folder: Path, sequence: FrameSequence, prediction: Predicti
     painted = Mesh(mesh.vertices, mesh.faces, colors, vertex_normals(mesh.vertices, mesh.faces), unit=mesh.unit)
     write_ply(folder / "surface_error.ply", painted, quality=error)
     path = None if prediction.trajectory is None else prediction.trajectory.T_world_camera
-    poses = np.eye(4)[None] if path is None else transformed(path, rung.scale, rung.R, rung.t)
+    poses = np.eye(4)[None] if path is None else rung.similarity.poses(path)
     renderer = MeshRenderer(painted, painted.normals)
     views = viewpoints(painted, poses)[0 if path is not None else 1 :][:3]
     panels = [(f"{view.name}, {rung.alignment}", renderer.render(colors, view, 420, 360)) for view in views]

@@ -26,6 +26,10 @@ class Inputs:
     trained_on: tuple[str, ...] | None = None
     """Data sets (or splits) whose images or truth trained the networks in it."""
 
+    def has_seen(self, dataset: str) -> bool:
+        """Whether any training data is of this data set; splits are written `dataset/split`."""
+        return dataset in {name.split("/")[0] for name in self.trained_on or ()}
+
     def sentences(self, dataset: str) -> list[str]:
         """Say it in words; `dataset` is the one scored on."""
         used = [name for name, value in (("depth", self.gt_depth), ("poses", self.gt_pose), ("scale", self.gt_scale)) if value]
@@ -40,7 +44,7 @@ class Inputs:
             lines.append("trained on: not stated")
         else:
             lines.append(f"trained on: {', '.join(self.trained_on) or 'nothing'}")
-            if dataset in {name.split("/")[0] for name in self.trained_on}:
+            if self.has_seen(dataset):
                 lines.append(f"the method was trained on {dataset}: these are no zero-shot numbers")
         return lines
 
@@ -78,22 +82,30 @@ class Score:
 def mean_score(scores: Sequence[Score], seed: int = 0) -> Score:
     """One method over several sequences, with bootstrap intervals over sequences.
 
-    Each sequence counts the same, except under published protocols whose authors average over all frames at once.
+    Each sequence counts the same, except under published protocols whose authors average over all frames at once: there errors
+    are weighted by the frames that have them, and coverage by all frames with truth, so that what was left out is not forgotten.
     """
     metrics, notes = [], []
-    for protocol in dict.fromkeys(metric.protocol for score in scores for metric in score.metrics):
-        of_protocol = [[metric for metric in score.metrics if metric.protocol == protocol] for score in scores]
-        over_frames = protocol in PROTOCOLS and PROTOCOLS[protocol].averaging == "frames"
-        weights = [_num_frames(score, protocol) for score in scores] if over_frames and protocol is not None else None
-        found, remarks = macro_mean(of_protocol, seed, weights)
+    for kind in dict.fromkeys(_averaged_like(metric) for score in scores for metric in score.metrics):
+        alike = [[metric for metric in score.metrics if _averaged_like(metric) == kind] for score in scores]
+        found, remarks = macro_mean(alike, seed, _weights(scores, kind))
         metrics += found
         notes += remarks
+    notes = list(dict.fromkeys(notes))
     used = {name: any(score.truth_used.get(name, False) for score in scores) for name in scores[0].truth_used}
     datasets = {score.dataset for score in scores}
     dataset = datasets.pop() if len(datasets) == 1 else "several"
     return Score(scores[0].method, f"mean of {len(scores)} sequences", dataset, metrics, scores[0].inputs, used, notes=notes)
 
 
-def _num_frames(score: Score, protocol: str) -> int:
-    """How many frames have errors under a protocol."""
-    return sum(f"{protocol}/scale" in row for row in score.frames)
+def _averaged_like(metric: Metric) -> tuple[str | None, str]:
+    """Protocol, and the value that a frame's row must have for the frame to count."""
+    rows = f"{metric.protocol}/noc/" if metric.name.endswith("_noc") else f"{metric.protocol}/"
+    return metric.protocol, rows + ("coverage" if metric.name.startswith("coverage") else "scale")
+
+
+def _weights(scores: Sequence[Score], kind: tuple[str | None, str]) -> list[int] | None:
+    protocol, column = kind
+    if protocol not in PROTOCOLS or PROTOCOLS[protocol].averaging != "frames":
+        return None
+    return [sum(column in row for row in score.frames) for score in scores]

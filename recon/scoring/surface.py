@@ -12,9 +12,13 @@ from recon.eval.surface import SurfaceOptions, score_surface
 from recon.eval.surface_errors import Curve
 from recon.eval.trajectory import match
 from recon.eval.visibility import Views
-from recon.scoring.prediction import Prediction
+from recon.geometry.cameras import resize
+from recon.scoring.prediction import Prediction, chosen_frames
 from recon.scoring.score import Score
 from recon.types import Camera, FrameSequence, ReconError
+
+DEPTH_STEP = 7
+"""Pixels between those whose true depth enters the scene's median depth."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,9 @@ def compare_surface(sequence: FrameSequence, prediction: Prediction, how: Compar
         poses=poses,
         is_metric=prediction.unit == sequence.unit == "mm",
         whole_gt=None if sequence.whole_mesh_gt is None else sequence.whole_mesh_gt(),
-        pred_views=_views(sequence.camera, None if path is None else path.T_world_camera),
+        pred_views=_views(sequence.camera, None if path is None else path.T_world_camera, prediction.scope),
         gt_views=_views(sequence.camera, sequence.trajectory_gt and sequence.trajectory_gt.T_world_camera) if how.truth_is_whole else None,
+        gt_path=None if sequence.trajectory_gt is None else sequence.trajectory_gt.T_world_camera,
         median_depth=how.median_depth,
         noise_floor=sequence.noise_floor_mm,
         options=how.surface,
@@ -72,22 +77,34 @@ def compare_surface(sequence: FrameSequence, prediction: Prediction, how: Compar
     return score, scored.rungs
 
 
-def _views(camera: Camera | None, T_world_camera: np.ndarray | None) -> Views | None:
-    return None if camera is None or T_world_camera is None or not len(T_world_camera) else Views(camera, T_world_camera)
+def _views(camera: Camera | None, T_world_camera: np.ndarray | None, scope: np.ndarray | None = None) -> Views | None:
+    if camera is None or T_world_camera is None or not len(T_world_camera):
+        return None
+    return Views(camera if scope is None else resize(camera, scope.shape[1], scope.shape[0]), T_world_camera, scope)
 
 
 def _rung_row(rung: Rung) -> dict[str, Any]:
     """The transform of a rung for a file: prediction to truth."""
     return {
         "alignment": rung.alignment,
-        "scale": rung.scale,
-        "rotation_deg": rung.rotation_deg,
+        "scale": rung.similarity.scale,
+        "rotation_deg": rung.similarity.rotation_deg,
         "translation": rung.shift_of_centroid,
         "unit": rung.unit,
         "condition": rung.condition,
-        "T_truth_prediction": np.block([[rung.scale * rung.R, rung.t[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]]).tolist(),
+        "T_truth_prediction": rung.similarity.matrix.tolist(),
     }
 
 
 def _curve_row(curve: Curve) -> dict[str, list[float]]:
     return {name: getattr(curve, name).tolist() for name in ("thresholds", "precision", "recall", "f")}
+
+
+def median_true_depth(sequence: FrameSequence, max_frames: int) -> float | None:
+    """Of a whole scene: the median of the medians of frames spread over the recording; None without true depth."""
+    medians = []
+    for index in chosen_frames(sequence, None, max_frames) if sequence.depth_gt is not None else ():
+        truth = sequence.depth_gt(index) if sequence.depth_gt is not None else None
+        if truth is not None and truth.valid.any():
+            medians.append(np.median(truth.depth[truth.valid][::DEPTH_STEP]))
+    return float(np.median(medians)) if medians else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import cv2
 import numpy as np
 
 from recon.eval.depth import DepthPair, DepthScore, aligned_depth
@@ -22,19 +23,23 @@ def temporal_agreement(
 ) -> TemporalScore | None:
     """TAE and TAS with one scale for the sequence, so that a scale that wanders counts; None where the truth has no moving camera.
 
-    Depth is scaled like the sequence as a whole and not frame by frame: per-frame scaling would hide what is measured.
+    Depth is scaled like the sequence as a whole and not frame by frame: per-frame scaling would hide what is measured. Only
+    pixels whose true depth is known count, so that neither the scope's border nor what no truth covers adds agreement.
     """
-    path, scale = sequence.trajectory_gt, own.fits.get("scale_sequence")
-    if path is None or sequence.camera is None or scale is None or sequence.unit != "mm" or sequence.is_unrelated:
+    path, depth_gt, scale = sequence.trajectory_gt, sequence.depth_gt, own.fits.get("scale_sequence")
+    if path is None or depth_gt is None or sequence.camera is None or scale is None or sequence.unit != "mm" or sequence.is_unrelated:
         return None
-    first = next((depth for index in indices if (depth := _depth(prediction, index)) is not None), None)
+    first = next((depth for index in indices if (depth := prediction.z_depth(index)) is not None), None)
     if first is None:
         return None
     carry = nearest_carry(resize(sequence.camera, first.shape[1], first.shape[0]))
 
     def scaled(index: int) -> np.ndarray | None:
-        depth = _depth(prediction, index)
-        return None if depth is None else scale * depth
+        depth, truth = prediction.z_depth(index), depth_gt(index)
+        if depth is None or truth is None:
+            return None
+        valid = cv2.resize(truth.valid.astype(np.uint8), depth.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0
+        return np.where(valid, scale * depth, 0)
 
     poses = dict(zip(path.frame_indices.tolist(), path.T_world_camera, strict=True))
     return score_temporal(indices, scaled, poses, carry, alignment="scale_sequence", num_workers=num_workers, seed=seed)
@@ -61,10 +66,3 @@ def endodav_agreement(
     return score_temporal(
         indices, aligned, poses, endodav_carry, alignment="scale_shift", protocol=ENDODAV, num_workers=num_workers, seed=seed
     )
-
-
-def _depth(prediction: Prediction, index: int) -> np.ndarray | None:
-    depth = None if prediction.depth is None else prediction.depth(index)
-    if depth is None or not prediction.is_disparity:
-        return depth
-    return np.divide(1.0, depth, out=np.zeros(depth.shape), where=depth > 0)

@@ -7,12 +7,12 @@ Two maps that share frames hold the same features as points: the similarity betw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float
 
 from recon.geometry.alignment import umeyama
+from recon.geometry.similarity import Similarity
 from recon.tracking.chain import Chain
 from recon.tracking.mapping import SparseMap
 from recon.types import ReconError
@@ -27,29 +27,10 @@ MAX_FOCAL_CHANGE = 0.15
 """Maps that refined the lens to focal lengths further apart than this are not of one kind."""
 
 
-@dataclass(frozen=True)
-class Similarity:
-    """x_a = scale * R @ x_b + t."""
-
-    scale: float
-    R: Float[np.ndarray, "3 3"]
-    t: Float[np.ndarray, "3"]
-
-    def points(self, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        return self.scale * xyz @ self.R.T + self.t
-
-    def pose(self, T_world_camera: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
-        """The camera in the new frame: its axes stay unit length."""
-        result = np.eye(4)
-        result[:3, :3] = self.R @ T_world_camera[:3, :3]
-        result[:3, 3] = self.scale * self.R @ T_world_camera[:3, 3] + self.t
-        return result
-
-
 def transformed(sparse: SparseMap, similarity: Similarity) -> SparseMap:
     """The map in another frame and unit."""
-    poses = {index: similarity.pose(T) for index, T in sparse.poses.items()}
-    return replace(sparse, poses=poses, xyz=similarity.points(sparse.xyz))
+    poses = {index: similarity.poses(T) for index, T in sparse.poses.items()}
+    return replace(sparse, poses=poses, xyz=similarity.map(sparse.xyz))
 
 
 def merged(first: SparseMap, second: SparseMap) -> SparseMap:
@@ -94,19 +75,19 @@ def by_shared_points(first: SparseMap, second: SparseMap, seed: int) -> Similari
 def _refined(source: np.ndarray, target: np.ndarray, inliers: np.ndarray) -> Similarity:
     """Refit with a limit that follows the residuals: four times their median, so that it tightens around good points."""
     for _ in range(NUM_REFINEMENTS):
-        similarity = Similarity(*umeyama(source[inliers], target[inliers]))
-        distance = np.linalg.norm(similarity.points(source) - target, axis=1)
+        similarity = umeyama(source[inliers], target[inliers])
+        distance = np.linalg.norm(similarity.map(source) - target, axis=1)
         inliers = distance <= 4.0 * np.median(distance[inliers])
     return similarity
 
 
 def _inliers(source: np.ndarray, target: np.ndarray, sample: np.ndarray, limit: float) -> np.ndarray | None:
     try:
-        similarity = Similarity(*umeyama(source[sample], target[sample]))
+        similarity = umeyama(source[sample], target[sample])
     except ReconError:
         # Points on a line: this sample says nothing.
         return None
-    return np.linalg.norm(similarity.points(source) - target, axis=1) < limit
+    return np.linalg.norm(similarity.map(source) - target, axis=1) < limit
 
 
 def by_alignment(chain: Chain, second: SparseMap, factors: Mapping[int, float]) -> Similarity | None:

@@ -17,13 +17,14 @@ import numpy as np
 from jaxtyping import Float
 
 from recon.geometry import se3
+from recon.geometry.similarity import Similarity
 from recon.io.depth import read_depth
 from recon.io.images import read_image, write_png
 from recon.io.masks import read_mask
 from recon.tracking.chain import Chain, ChainOptions
 from recon.tracking.dense_frame import DenseFrame, Undistorter
 from recon.tracking.features import FeatureOptions
-from recon.tracking.joining import Similarity, by_alignment, by_shared_points, merged, same_lens, transformed
+from recon.tracking.joining import by_alignment, by_shared_points, merged, same_lens, transformed
 from recon.tracking.mapping import SparseMap, map_frames
 from recon.tracking.scale_field import FrameRatios, sample_ratios
 from recon.tracking.stillness import is_still
@@ -245,7 +246,7 @@ def normalised(track: Track) -> Track:
     similarity = Similarity(scale, T[:3, :3], scale * T[:3, 3])
     return replace(
         track,
-        poses={index: similarity.pose(track.poses[index]) for index in sorted(track.poses)},
+        poses={index: similarity.poses(track.poses[index]) for index in sorted(track.poses)},
         factors={index: scale * track.factors[index] for index in sorted(track.factors)},
         sparse=None if track.sparse is None else transformed(track.sparse, similarity),
     )
