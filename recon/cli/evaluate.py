@@ -184,7 +184,7 @@ def _print_score(score: Score) -> None:
             f"{rung['alignment']:16} scale {rung['scale']:.6g}, turned {rung['rotation_deg']:.4g} deg, "
             f"moved {rung['translation']:.4g} {rung['unit']} (centroid){condition}"
         )
-    floors = {metric.noise_floor for metric in score.metrics if metric.noise_floor is not None}
+    floors = {metric.noise_floor for metric in score.metrics if metric.noise_floor is not None and metric.unit == "mm"}
     for floor in sorted(floors):
         stdout.print(f"the truth of this data set is not known better than {floor:.2g} mm: smaller differences mean nothing")
     if not floors and not is_phantom(score.dataset):

@@ -133,7 +133,9 @@ def score_temporal(
     pairs = [pair for pair in _scored_pairs(neighbours, depth_of, T_world_camera, carry, num_workers) if pair is not None]
     if not pairs:
         return TemporalScore([], [], ["temporal: not computable, because no frame and its next one have poses and share known pixels"])
-    notes = [f"temporal: {len(pairs)} of {len(indices)} frames are compared with the next one"]
+    # That the last of consecutive frames has none after it is not worth a word.
+    is_whole = len(pairs) == len(indices) - 1 == max(indices) - min(indices)
+    notes = [] if is_whole else [f"temporal: {len(pairs)} of {len(indices)} frames are compared with the next one"]
     if len(pairs) < len(neighbours):
         notes.append(f"temporal: {len(neighbours) - len(pairs)} of {len(neighbours)} pairs with poses lack depth or share no pixel")
     metrics = []
