@@ -1,7 +1,7 @@
 """Cameras, rigid motions, alignments and surfaces of depth maps: mathematics without files or networks."""
 
 from recon.geometry.alignment import umeyama
-from recon.geometry.cameras import angle_limit, covers, crop, pixel_grid, project, ray_grid, resize, unproject, usable_mask
+from recon.geometry.cameras import angle_limit, covers, crop, mirror, pixel_grid, project, ray_grid, resize, unproject, usable_mask
 from recon.geometry.fit import default_camera, fit_fisheye
 from recon.geometry.similarity import Similarity
 from recon.geometry.surface import backproject, edge_mask, normals_from_depth
@@ -16,6 +16,7 @@ __all__ = [
     "default_camera",
     "edge_mask",
     "fit_fisheye",
+    "mirror",
     "normals_from_depth",
     "pinhole_for",
     "pixel_grid",

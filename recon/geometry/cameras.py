@@ -1,4 +1,4 @@
-"""Every lens by one set of functions: project, unproject, resize, crop, and where the lens ends.
+"""Every lens by one set of functions: project, unproject, resize, crop, mirror, and where the lens ends.
 
 Pixel centres are at integers. A lens' field ends where its polynomial stops being one to one (`radial.MIN_SLOPE`);
 inside it `unproject` and `project` are each other's inverse to rounding. The models themselves: `brown` (perspective
@@ -96,6 +96,15 @@ def crop(camera: Camera, x0: int, y0: int, width: int, height: int) -> Camera:
     params[cx_idx] -= x0
     params[cx_idx + 1] -= y0
     return Camera(camera.model, width, height, tuple(params))
+
+
+def mirror(camera: Camera) -> Camera:
+    """The same lens on the image flipped left to right: u' = width - 1 - u, and x changes its sign."""
+    names = CAMERA_PARAMS[camera.model]
+    odd = {"p2", "d", "e"}  # terms that change sign with x
+    given = zip(names, camera.params, strict=True)
+    params = (camera.width_px - 1 - p if name == "cx" else -p if name in odd else p for name, p in given)
+    return Camera(camera.model, camera.width_px, camera.height_px, tuple(params))
 
 
 def _lens(camera: Camera) -> ModuleType:

@@ -1,48 +1,156 @@
-"""Weights on disk: where they lie, that they are whole, and that they fit the network exactly."""
+"""Weights on disk: where they lie, that they are whole and hold no code, and that they fit the network exactly."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
+from recon.models.key_maps import original_names
 from recon.types import ReconError
 
 PACKAGED = Path(__file__).parent / "weights"
 """Weights that ship with the package, each beside its model card."""
+WRAPPERS = ("state_dict", "model")
+"""Where training scripts keep the network's own state dict beside the optimiser's."""
+PARALLEL = "module."
+"""What torch's DataParallel puts before every name."""
+LISTED = 6
+"""How many names of each kind an error tells."""
 
 
-@lru_cache(maxsize=8)
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Which file a network's tensors came from, and which did not."""
+
+    sha256: str
+    kept: tuple[str, ...]
+    """Tensors that were not in the file, were allowed not to be, and keep their values."""
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file. Raises ReconError when it is missing."""
     if not path.is_file():
-        raise ReconError(f"weights {path} are missing: reinstall the package or train them with `recon train`", exit_code=1)
+        raise ReconError(f"weights {path} are missing: give the path of an existing file; packaged ones return by reinstalling")
+    found = path.stat()
+    return _digest(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, _changed_ns: int, _size: int) -> str:
+    """Kept until the file changes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_weights(network: torch.nn.Module, path: Path) -> None:
-    """Load safetensors into a network whose tensors must agree in name and shape.
+def load_weights(
+    network: nn.Module,
+    path: Path,
+    rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = original_names,
+    may_miss: Sequence[str] = (),
+    may_ignore: Sequence[str] = (),
+) -> LoadedWeights:
+    """Load a checkpoint into a network; see `read_checkpoint` and `fit_weights` for what is refused."""
+    checksum, state = sha256(path), read_checkpoint(path)
+    try:
+        return LoadedWeights(checksum, fit_weights(network, rename(state), may_miss, may_ignore))
+    except ReconError as error:
+        raise ReconError(f"{path}: {error}") from error
 
-    Raises ReconError listing what is missing, unknown or of another shape, and for a damaged file.
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pth, .pt or .bin that torch wrote; never runs code from the file.
+
+    A state dict inside a training checkpoint (under "state_dict" or "model") is unwrapped, the prefix of DataParallel
+    dropped, and numbers and words beside the tensors (monodepth2 stores its image size) are left out.
+    Raises ReconError for a damaged file, one that holds code, and one without a state dict.
     """
+    stored = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for wrapper in WRAPPERS:
+        if isinstance(stored, Mapping) and isinstance(stored.get(wrapper), Mapping):
+            stored = stored[wrapper]
+    if not isinstance(stored, Mapping):
+        raise ReconError(f"weights {path} hold a {type(stored).__name__}, expected a state dict: save `network.state_dict()`")
+    tensors = {name: value for name, value in stored.items() if isinstance(value, Tensor)}
+    strange = [
+        str(name) for name, value in stored.items() if not (isinstance(name, str) and isinstance(value, Tensor | int | float | str | None))
+    ]
+    if strange or not tensors:
+        found = f"entries that are no named tensors ({', '.join(strange[:4])})" if strange else "no tensor"
+        raise ReconError(f"weights {path} hold {found}, expected a state dict: save `network.state_dict()`")
+    parallel = all(name.startswith(PARALLEL) for name in tensors)
+    return {name.removeprefix(PARALLEL): value for name, value in tensors.items()} if parallel else tensors
+
+
+def _read_safetensors(path: Path) -> object:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        stored = load_file(str(path))
+        return load_file(str(path))
     except (OSError, SafetensorError) as error:
-        raise ReconError(f"weights {path} cannot be read: {error}", exit_code=1) from error
+        raise ReconError(f"weights {path} cannot be read: {error}; get the file again") from error
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle leads torch's reader into any of a dozen
+        code = re.search(r"GLOBAL (\S+)|(TorchScript)", str(error))
+        if code:
+            found = f"weights {path} hold code ({code[1] or code[2]}), which is never run: expected tensors only"
+            raise ReconError(f"{found}; save `network.state_dict()` where the file comes from") from error
+        # Of a strange pickle torch says how to run it, of a damaged one nothing.
+        reason = str(error).splitlines()[0][:200] if isinstance(error, OSError) else "it is damaged, or torch did not write it"
+        raise ReconError(f"weights {path} cannot be read: {reason}; get the file again") from error
+
+
+def fit_weights(
+    network: nn.Module, state: Mapping[str, Tensor], may_miss: Sequence[str] = (), may_ignore: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Give a network the tensors of a state dict; returns the names of those it kept, because the state dict lacks them.
+
+    Only what matches a pattern of `may_miss` (`*.lora_*`) may be missing, only what matches one of `may_ignore` may be
+    without a place. Nothing is loaded unless all fits. Raises ReconError listing what is missing, unknown or of another shape.
+    """
     expected = network.state_dict()
-    problems = [f"missing {name}" for name in expected if name not in stored]
-    problems += [f"unknown {name}" for name in stored if name not in expected]
-    problems += [
-        f"{name} is {tuple(stored[name].shape)}, expected {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in stored and stored[name].shape != value.shape
+    kept = tuple(name for name in expected if name not in state)
+    fitting = {name: value for name, value in state.items() if name in expected}
+    problems = [
+        _listed("missing ", [name for name in kept if not _matches(name, may_miss)]),
+        _listed("unknown ", [name for name in state if name not in expected and not _matches(name, may_ignore)]),
+        _listed(
+            "",
+            [
+                f"{name} is {_shape(value)}, expected {_shape(expected[name])}"
+                for name, value in fitting.items()
+                if value.shape != expected[name].shape
+            ],
+        ),
     ]
-    if problems:
-        raise ReconError(f"weights {path} do not fit the network: {'; '.join(problems[:8])} ({len(problems)} in all)", exit_code=1)
-    network.load_state_dict({name: value.to(expected[name].dtype) for name, value in stored.items()})
+    if any(problems):
+        found = "; ".join(filter(None, problems))
+        raise ReconError(f"weights do not fit the network: {found}. Are they another network's, or of another size?")
+    merged = {**expected, **{name: value.to(expected[name].dtype) for name, value in fitting.items()}}
+    network.load_state_dict(merged)
+    return kept
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{what}{', '.join(names[:LISTED])}{more}" if names else ""
+
+
+def _shape(value: Tensor) -> str:
+    return str(tuple(value.shape))
