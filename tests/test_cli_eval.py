@@ -191,6 +191,15 @@ def test_depth_of_rendered_stereo_pairs_agrees_with_plain_numpy(capsys, tmp_path
     assert value(score, "coverage", "none") == pytest.approx(np.mean(plain["coverage"]), rel=1e-6)
 
 
+def test_how_maps_belong_to_frames_can_be_said(capsys, tmp_path):
+    truth = write_servct(tmp_path / "Experiment_1")  # frames 001 and 002, 64 mm everywhere
+    pred = write_depth_folder(tmp_path / "pred", ["000000", "000001"], [np.full((HEIGHT, WIDTH), d) for d in (64.0, 128.0)])
+    rows = scored(capsys, "depth", pred, truth, "--unit", "mm", "--match", "index")["frames"]
+    assert [row["none.abs_rel"] for row in rows] == pytest.approx([0, 1])
+    rows = scored(capsys, "depth", pred, truth, "--unit", "mm", "--match", "number")["frames"]
+    assert [row["coverage"] for row in rows] == [1, 0] and rows[0]["none.abs_rel"] == pytest.approx(1)
+
+
 def test_depth_as_a_surface(capsys, tmp_path):
     truth = write_servct(tmp_path / "Experiment_1")
     pred = write_depth_folder(tmp_path / "pred", ["001", "002"], [np.full((HEIGHT, WIDTH), 65.0)] * 2)

@@ -101,6 +101,8 @@ def _add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         )
         parser.add_argument("--disparity", action="store_true", help="PRED holds disparity (proportional to 1 / z), not depth")
     if kind != "trajectory":
+        rules = ("name", "number", "index", "order")
+        parser.add_argument("--match", choices=rules, help="how depth maps belong to frames, instead of what fits most (which is noted)")
         parser.add_argument("--max-frames", type=_whole(1, 10**9), metavar="N", help="score at most N depth maps a sequence, evenly spread")
     if kind == "trajectory":
         parser.add_argument("--format", choices=("tum", "kitti", "colmap"), help="of PRED and of a bare GT, instead of recognising it")

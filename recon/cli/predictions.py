@@ -96,7 +96,7 @@ def _depth(path: Path, name: str, arguments: argparse.Namespace, truth: FrameSeq
     unit, notes = ("unitless", ()) if is_disparity else _unit(arguments.unit, truth.unit, path)
     factor = arguments.scale * MM_PER_UNIT.get(arguments.unit, 1.0)
     folder = DepthFolder(path, factor)
-    matched = folder.matched([frame.name for frame in truth.frames])
+    matched = folder.matched([frame.name for frame in truth.frames], arguments.match)
     return Prediction(
         name,
         inputs,

@@ -1,7 +1,7 @@
 """What each published depth protocol counts, fits, cuts and reports.
 
 A protocol is data; `recon.eval.depth` carries it out. The values are those of the authors' released scripts. Two things hold
-for all: a prediction that is 0, negative, NaN or infinite at a pixel is unknown there and left out of the errors (no author
+for all: a prediction that is 0, negative, NaN, infinite or absurd at a pixel is unknown there and left out of the errors (no author
 handles holes, most would score an infinite or clamped depth), and coverage is therefore always reported beside the errors.
 """
 

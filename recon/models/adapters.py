@@ -8,6 +8,7 @@ another kind is one more subclass of `AdaptedLinear`.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from torch.nn import functional
 from recon.types import ReconError
 
 
-class AdaptedLinear(nn.Linear):
+class AdaptedLinear(nn.Linear, ABC):
     """A Linear layer whose weight an adapter changes. It takes over the tensors of `linear`."""
 
     warm_up: ClassVar[tuple[str, ...]]
@@ -33,9 +34,9 @@ class AdaptedLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.scale = scale
 
+    @abstractmethod
     def changed_weight(self) -> Float[Tensor, "outputs inputs"]:
         """The weight that the layer amounts to."""
-        raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         return functional.linear(x, self.changed_weight(), self.bias)
