@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from recon.models.student import Student
-from recon.training.augment import mirror
-from recon.training.loop import TrainConfig, train
-from recon.training.shards import Batches, ShardShape, render_shard
+from recon.training.augment import jitter, mirror
+from recon.training.shards import Batches, ShardShape, render_shard, to_batch
+from recon.training.student import StudentConfig, train_student
 from recon.types import ReconError
 
-TINY = TrainConfig(
+TINY = StudentConfig(
     num_shards=2, views_per_shard=8, views_per_scene=4, sizes_px=("64x64", "96x64"), batch_size=4, num_steps=12, warmup_steps=2,
     validate_every=6, bfloat16=False, num_threads=1, learning_rate=2e-3,
 )  # fmt: skip
@@ -24,7 +24,7 @@ TINY = TrainConfig(
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     out = tmp_path_factory.mktemp("training")
-    train(dataclasses.replace(TINY, num_steps=1), out)
+    train_student(dataclasses.replace(TINY, num_steps=1), out)
     return out / "shards"
 
 
@@ -38,7 +38,7 @@ def train_in(folder, shards, **changes):
     if not (folder / "shards").exists():
         (folder / "shards").symlink_to(shards)
     stop_after = changes.pop("stop_after", None)
-    return train(dataclasses.replace(TINY, **changes), folder, stop_after)
+    return train_student(dataclasses.replace(TINY, **changes), folder, stop_after)
 
 
 def test_a_resumed_run_leaves_the_same_weights(tmp_path, shards):
@@ -93,7 +93,7 @@ def test_a_batch_larger_than_its_shards_is_refused(shards):
 
 def test_sizes_that_the_network_cannot_take_are_refused(tmp_path):
     with pytest.raises(ReconError, match="multiples of 32"):
-        train(dataclasses.replace(TINY, sizes_px=("100x64",)), tmp_path)
+        train_student(dataclasses.replace(TINY, sizes_px=("100x64",)), tmp_path)
 
 
 def test_the_student_is_light_and_takes_every_size():
@@ -103,3 +103,21 @@ def test_the_student_is_light_and_takes_every_size():
         log_distance, log_scale = network(torch.zeros(1, 7, height, width))
         assert log_distance.shape == log_scale.shape == (1, height, width)
     assert np.isfinite(log_distance.detach().numpy()).all()
+
+
+def test_a_void_is_seen_but_not_known():
+    """Black background stays part of the picture, without a distance to learn."""
+    views = np.zeros(1, ShardShape(8, 4, 1, 1).dtype)
+    views["mask"] = True
+    views["log_distance"][0, :, :4] = np.log([10.0, 20.0, 20.0, 40.0])
+    batch = to_batch(views, "cpu")
+    assert batch.mask.all() and batch.known[0, :, :4].all() and not batch.known[0, :, 4:].any()
+    assert torch.allclose(batch.log_distance[0, 0, :4], torch.log(torch.tensor([0.5, 1.0, 1.0, 2.0])), atol=2e-3)
+    assert not batch.log_distance[0, :, 4:].any()
+
+
+def test_jitter_repeats_with_its_seed_and_stays_a_picture():
+    image = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    first, again = (jitter(image, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again) and first.min() >= 0 and first.max() <= 1
+    assert not torch.equal(first, jitter(image, torch.Generator().manual_seed(4)))

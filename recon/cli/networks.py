@@ -10,6 +10,7 @@ from rich.table import Table
 
 from recon.cli.results import stdout
 from recon.pipeline.config import build_config, read_table
+from recon.types import ReconError
 
 FIELDS = ("name", "parameters", "trainable", "licence", "weights", "output", "trained_on")
 
@@ -31,9 +32,13 @@ def models(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """Train a network as its config file says; the same command continues an interrupted training."""
-    from recon.training.loop import TrainConfig, train
+    from recon.training import trainings
 
-    config = build_config(TrainConfig, read_table(arguments.config, arguments.overrides), str(arguments.config))
-    weights = train(config, arguments.out or Path("runs") / arguments.config.stem)
+    table = read_table(arguments.config, arguments.overrides)
+    name, known = table.pop("method", "student"), trainings()
+    if name not in known:
+        raise ReconError(f"{arguments.config}: there is no method {name!r}; it is one of: {', '.join(known)}")
+    config = build_config(known[name].config, table, str(arguments.config))
+    weights = known[name].run(config, arguments.out or Path("runs") / arguments.config.stem)
     stdout.print(f"weights {weights}", soft_wrap=True)
     return 0

@@ -1,15 +1,27 @@
-"""Depth networks by name. Each turns one picture behind a known lens into z-depth with its uncertainty."""
+"""Depth networks by name. Each turns one picture behind a known lens into z-depth with its uncertainty.
+
+A name is one of `recon models`, or the path of an exported network (`.pt2`, `.onnx`; see `recon.models.exported`). Packages
+add names by the entry point group "endorecon.depth_models": each entry is a function without arguments that returns a
+`ModelInfo` of the entry's name. Weights are never downloaded.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from recon.types import Camera, ReconError
+
+PLUG_INS = "endorecon.depth_models"
+"""The entry point group in which packages name their networks."""
+EXPORTED = (".pt2", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -35,35 +47,113 @@ class ModelInfo:
     """One line of `recon models`."""
 
     name: str
-    parameters: int
-    trainable: int
+    parameters: int | None
+    """None where the file does not tell."""
+    trainable: int | None
     licence: str
-    weights: str
-    """"in the package", "none needed", or how to get them."""
-    output: Literal["distance", "depth", "disparity"]
+    output: Literal["distance", "depth", "disparity", "metric"]
+    """What the network itself says: along the ray, z-depth, its inverse, or z-depth in metres."""
     trained_on: tuple[str, ...]
     """Data sets (keys of `recon.data.DATASETS`, or names of splits) whose images or truth the weights have seen."""
-    load: Callable[[str], DepthModel]
-    """From a device to the model."""
-    checksum: Callable[[], str]
-    """SHA-256 of the weights; the empty string where there are none."""
+    load: Callable[[str, Path | None], DepthModel]
+    """From a device, and where the weights lie (None where there are none), to the model."""
+    packaged: Path | None = None
+    """Weights that came with the network, used unless others are given."""
+    published: str | None = None
+    """Where the authors publish weights for `depth.weights`; None where no others can be given."""
+    code: str = ""
+    """Name and version of the package that brings the network, where it is not this one."""
+
+    @property
+    def weights(self) -> str:
+        """ "in the package", "none needed", or how to get them."""
+        if self.packaged is not None:
+            return "in the package"
+        return "none needed" if self.published is None else f"given by depth.weights=FILE: {self.published}"
+
+    def weights_path(self, given: Path | None) -> Path | None:
+        """Where the weights lie. Raises ReconError where they are needed and not there, and where given ones have no use."""
+        if given is None:
+            if self.packaged is None and self.published is not None:
+                raise ReconError(f"depth.model {self.name!r} needs its weights: set depth.weights=FILE; {self.published}")
+            return self.packaged
+        if self.published is None:
+            raise ReconError(f"depth.weights {given}: depth.model {self.name!r} takes none; leave it out")
+        if not given.exists():
+            raise ReconError(f"depth.weights {given} does not exist: give the weights of {self.name!r}; {self.published}")
+        return given
+
+    def checksum(self, given: Path | None = None) -> str:
+        """SHA-256 of the weights; the empty string where there are none. Raises ReconError as `weights_path` does."""
+        from recon.models.weights import sha256
+
+        path = self.weights_path(given)
+        if path is None:
+            return ""
+        if path.is_file():
+            return sha256(path)
+        files = sorted(path.glob("*.pth"))
+        if not files:
+            raise ReconError(f"depth.weights {path} holds no .pth file: give the folder with the weights of {self.name!r}")
+        return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
 
 
 def registry() -> dict[str, ModelInfo]:
-    """All depth models of this installation by name."""
-    from recon.models import falloff, student
-
-    return {info.name: info for info in (student.info(), falloff.INFO)}
+    """All depth models of this installation by name. Raises ReconError for a plug-in that is broken."""
+    known = _own()
+    for entry in _plug_ins():
+        if entry.name in known:
+            raise ReconError(
+                f"plug-in {_origin(entry)} names its network {entry.name!r}, which is taken; rename it or uninstall that package"
+            )
+        known[entry.name] = _plugged_in(entry)
+    return known
 
 
 def model_info(name: str) -> ModelInfo:
-    """Raises ReconError listing the known names."""
+    """What is known of a network, named or exported. Raises ReconError listing the known names."""
+    if Path(name).suffix.lower() in EXPORTED:
+        from recon.models.exported import exported_info
+
+        return exported_info(Path(name))
+    own = _own()
+    if name in own:
+        return own[name]
     known = registry()
     if name not in known:
-        raise ReconError(f"depth.model {name!r} is not known; known: {', '.join(known)}")
+        raise ReconError(f"depth.model {name!r} is not known; known: {', '.join(known)}, or the path of an exported network (.pt2, .onnx)")
     return known[name]
 
 
-def load_depth_model(name: str, device: str = "cpu") -> DepthModel:
-    """Load a depth model by its registered name."""
-    return model_info(name).load(device)
+def load_depth_model(name: str, device: str = "cpu", weights: Path | None = None) -> DepthModel:
+    """Load a depth model by its name or path. Raises ReconError where its weights are missing, damaged or of another network."""
+    info = model_info(name)
+    return info.load(device, info.weights_path(weights))
+
+
+def _own() -> dict[str, ModelInfo]:
+    from recon.models import falloff, published, student
+
+    return {info.name: info for info in (student.info(), falloff.INFO, *published.MODELS)}
+
+
+def _plug_ins() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=PLUG_INS))
+
+
+def _plugged_in(entry: EntryPoint) -> ModelInfo:
+    """Raises ReconError naming the package for whatever goes wrong in it."""
+    try:
+        info = entry.load()()
+    except Exception as error:  # it is not our code
+        raise ReconError(
+            f"plug-in {_origin(entry)} cannot be loaded: {type(error).__name__}: {error}; mend or uninstall that package"
+        ) from error
+    if not isinstance(info, ModelInfo) or info.name != entry.name:
+        found = f"a ModelInfo named {info.name!r}" if isinstance(info, ModelInfo) else f"a {type(info).__name__}"
+        raise ReconError(f"plug-in {_origin(entry)} returned {found}, expected a recon.models.ModelInfo named {entry.name!r}")
+    return replace(info, code=_origin(entry))
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.value

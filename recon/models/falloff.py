@@ -50,9 +50,7 @@ INFO = ModelInfo(
     parameters=0,
     trainable=0,
     licence="Apache-2.0",
-    weights="none needed",
     output="distance",
     trained_on=(),
-    load=lambda device: Falloff(),
-    checksum=lambda: "",
+    load=lambda device, weights: Falloff(),
 )

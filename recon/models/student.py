@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from recon.geometry.cameras import ray_grid, resize
 from recon.models import DepthEstimate, ModelInfo
-from recon.models.weights import PACKAGED, load_weights, sha256
+from recon.models.weights import PACKAGED, load_weights
 from recon.types import Camera
 
 WIDTHS = (20, 40, 64, 104, 160)
@@ -161,9 +161,9 @@ def info() -> ModelInfo:
         parameters=num,
         trainable=num,
         licence="Apache-2.0",
-        weights="in the package",
         output="distance",
         trained_on=("phantom",),
-        load=lambda device: StudentDepth(WEIGHTS, device),
-        checksum=lambda: sha256(WEIGHTS),
+        load=lambda device, weights: StudentDepth(weights, device),
+        packaged=WEIGHTS,
+        published="`recon train configs/train/student.toml` writes such a file",
     )

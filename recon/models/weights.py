@@ -72,7 +72,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     dropped, and numbers and words beside the tensors (monodepth2 stores its image size) are left out.
     Raises ReconError for a damaged file, one that holds code, and one without a state dict.
     """
-    stored = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    stored = _read(path)
     for wrapper in WRAPPERS:
         if isinstance(stored, Mapping) and isinstance(stored.get(wrapper), Mapping):
             stored = stored[wrapper]
@@ -87,6 +87,20 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise ReconError(f"weights {path} hold {found}, expected a state dict: save `network.state_dict()`")
     parallel = all(name.startswith(PARALLEL) for name in tensors)
     return {name.removeprefix(PARALLEL): value for name, value in tensors.items()} if parallel else tensors
+
+
+def read_numbers(path: Path) -> dict[str, int | float]:
+    """Numbers that a checkpoint holds beside its tensors: monodepth2's family stores the width and height it trained at.
+
+    Raises ReconError for a damaged file and one that holds code.
+    """
+    stored = _read(path)
+    entries = stored.items() if isinstance(stored, Mapping) else ()
+    return {name: value for name, value in entries if isinstance(name, str) and isinstance(value, int | float)}
+
+
+def _read(path: Path) -> object:
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 
 def _read_safetensors(path: Path) -> object:

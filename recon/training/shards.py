@@ -15,13 +15,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recon.data.phantom.randomize import random_view
-from recon.data.phantom.scene import KINDS, random_scene
+from recon.data.phantom.variety import TRAINING_KINDS, training_scene
 from recon.geometry.cameras import ray_grid
 from recon.io.atomic import atomic_path
 from recon.losses.depth import masked_median
 from recon.types import ReconError
 
-KIND_SHARES = {"tube": 0.34, "nasal": 0.18, "cavity": 0.28, "relief": 0.20}
+KIND_SHARES = {"tube": 0.26, "nasal": 0.14, "cavity": 0.20, "relief": 0.12, "void": 0.16, "smooth": 0.12}
 RAY_UNITS = 32767.0
 
 
@@ -48,8 +48,8 @@ def render_shard(path: Path, shape: ShardShape, seed: int) -> None:
     rng = np.random.default_rng(seed)
     count = 0
     while count < shape.num_views:
-        kind = rng.choice(KINDS, p=[KIND_SHARES[k] for k in KINDS])
-        scene = random_scene(str(kind), int(rng.integers(2**31)))
+        kind = rng.choice(TRAINING_KINDS, p=[KIND_SHARES[k] for k in TRAINING_KINDS])
+        scene = training_scene(str(kind), int(rng.integers(2**31)))
         for _ in range(min(shape.views_per_scene, shape.num_views - count)):
             view = random_view(scene, rng, shape.width_px, shape.height_px)
             if view is None:

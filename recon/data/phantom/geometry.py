@@ -158,13 +158,15 @@ def relief(rng: np.random.Generator, size_mm: float, height_mm: float, volume: T
     return Surface(vertices - [0, 0, level], grid_faces(rows, rows, wrap=False))
 
 
-def capsule(tip: np.ndarray, direction: np.ndarray, radius_mm: float, length_mm: float) -> Surface:
-    """An instrument's shaft: a cylinder with a round tip, from `tip` along `direction`."""
-    along = np.concatenate([radius_mm * (1 - np.cos(np.linspace(0.02, np.pi / 2, 12))), np.linspace(radius_mm, length_mm, 20)[1:]])
-    radius = np.concatenate([radius_mm * np.sin(np.linspace(0.02, np.pi / 2, 12)), np.full(19, radius_mm)])
-    side = np.cross(direction, [0.0, 0.0, 1.0] if abs(direction[2]) < 0.9 else [1.0, 0.0, 0.0])
-    side /= np.linalg.norm(side)
-    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    around = np.cos(angle)[:, None] * side + np.sin(angle)[:, None] * np.cross(direction, side)
-    vertices = tip + along[:, None, None] * direction + radius[:, None, None] * around[None]
-    return Surface(vertices.reshape(-1, 3), grid_faces(len(along), len(angle), wrap=True))
+def rod(points: Float[np.ndarray, "n 3"], radii: Float[np.ndarray, " n"], sides: int = 24) -> Surface:
+    """A bar swept along a line of points with a radius at each (mm): shafts, jaws, hooks, rings, strands."""
+    tangents = np.gradient(points, axis=0)
+    tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
+    side = np.cross(tangents[0], np.eye(3)[np.argmin(np.abs(tangents[0]))])
+    angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)
+    rings = []
+    for point, tangent, radius in zip(points, tangents, radii, strict=True):
+        side = side - tangent * (side @ tangent)
+        side = side / np.linalg.norm(side)
+        rings.append(point + radius * (np.cos(angle)[:, None] * side + np.sin(angle)[:, None] * np.cross(tangent, side)))
+    return Surface(np.concatenate(rings), grid_faces(len(points), sides, wrap=True))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
-import open3d as o3d
+from dataclasses import replace
 
+import numpy as np
+
+from recon.data.phantom.instruments import random_tool
+from recon.data.phantom.optics import random_artefacts, spoil
 from recon.data.phantom.render import Imaging, Rendering, render
 from recon.data.phantom.scene import Scene
 from recon.geometry import se3
 from recon.types import Camera
+
+MIN_TISSUE = 0.15
+"""Share of the picture that must show tissue; the rest may be mask, instrument or nothing."""
 
 
 def random_lens(rng: np.random.Generator, width_px: int, height_px: int) -> Camera:
@@ -27,20 +33,26 @@ def random_lens(rng: np.random.Generator, width_px: int, height_px: int) -> Came
 
 
 def random_imaging(rng: np.random.Generator) -> Imaging:
-    """A lamp, a video processor and a sensor."""
+    """A lamp, a video processor, a sensor and the scope's mask; a fifth of the pictures are over-exposed nearby."""
+    overexposed = rng.random() < 0.2
+    mask = rng.choice(["none", "round", "oval", "cut"], p=[0.45, 0.3, 0.12, 0.13])
     return Imaging(
-        lamp_offset_mm=tuple(rng.normal(0, 1.5, 3) * [1, 1, 0.3]),
+        lamp_offset_mm=tuple(rng.normal(0, np.exp(rng.uniform(np.log(0.5), np.log(5))), 3) * [1, 1, 0.3]),
         spot_exponent=rng.uniform(0, 3.5),
         ambient=np.exp(rng.uniform(np.log(0.003), np.log(0.15))),
-        exposure_percentile=rng.uniform(60, 98),
-        exposure_target=rng.uniform(0.5, 0.92),
+        exposure_percentile=rng.uniform(30, 75) if overexposed else rng.uniform(75, 98),
+        exposure_target=rng.uniform(0.7, 1.0) if overexposed else rng.uniform(0.4, 0.92),
         gamma=rng.uniform(1.3, 2.8),
-        knee=rng.uniform(0.6, 0.9),
+        knee=rng.uniform(0.6, 0.97),
         white_balance=tuple(np.exp(rng.normal(0, 0.12, 3))),
-        vignetting=rng.uniform(0, 0.6),
-        noise=0.06 * rng.uniform() ** 2.5,
-        scope_radius=rng.uniform(0.75, 1.3) if rng.random() < 0.5 else 0.0,
-        highlight_gain=np.exp(rng.normal(0, 0.8)),
+        vignetting=rng.uniform(0, 0.8),
+        noise=0.08 * rng.uniform() ** 2.5,
+        scope_radius=0.0 if mask in ("none", "cut") else rng.uniform(0.75, 1.3),
+        scope_stretch=rng.uniform(0.65, 1.2) if mask == "oval" else 1.0,
+        scope_centre=(0.0, 0.0) if mask == "none" else tuple(rng.normal(0, 0.03, 2)),
+        scope_cut=rng.uniform(1.2, 1.75) if mask == "cut" else 0.0,
+        highlight_gain=np.exp(rng.normal(0, 1.0)),
+        shadow=rng.uniform(0.6, 1.0) if rng.random() < 0.5 else 0.0,
     )
 
 
@@ -49,11 +61,14 @@ def random_view(scene: Scene, rng: np.random.Generator, width_px: int, height_px
     for _ in range(tries):
         camera = random_lens(rng, width_px, height_px)
         T_world_camera = scene.path[rng.integers(len(scene.path))] @ random_turn(rng)
-        if not is_free(scene, T_world_camera):
+        distance = free_distance(scene, T_world_camera)
+        if distance is None:
             continue
-        rendering = render(scene, camera, T_world_camera, random_imaging(rng), rng, instrument=rng.random() < 0.2)
-        if (rendering.distance_mm > 0).mean() > 0.25:
-            return rendering, camera
+        tool = random_tool(rng, distance) if rng.random() < 0.3 else None
+        rendering = render(scene, camera, T_world_camera, random_imaging(rng), rng, tool)
+        if (rendering.faces >= 0).mean() > MIN_TISSUE:
+            image = spoil(rendering.image, random_artefacts(rng), rng)
+            return replace(rendering, image=image), camera
     return None
 
 
@@ -63,16 +78,14 @@ def random_turn(rng: np.random.Generator, tilt_rad: float = 0.25) -> np.ndarray:
     return turn @ se3.exp(np.array([0, 0, 0, 0, 0, rng.uniform(-np.pi, np.pi)]))
 
 
-def is_free(scene: Scene, T_world_camera: np.ndarray, clearance_mm: float = 2.0) -> bool:
-    """Whether the camera has room: nothing within the clearance and the wall it sees is the outside of things."""
-    position = T_world_camera[:3, 3].astype(np.float32)
-    if float(scene.caster.compute_distance(o3d.core.Tensor(position[None])).numpy()[0]) < clearance_mm:
-        return False
-    directions = np.random.default_rng(0).normal(size=(64, 3)) * [0.5, 0.5, 0.2] + [0, 0, 1]
+def free_distance(scene: Scene, T_world_camera: np.ndarray, clearance_mm: float = 2.0) -> float | None:
+    """Median distance of what the camera sees; None where it has no room (nothing may be within the clearance)."""
+    directions = np.random.default_rng(0).normal(size=(256, 3))
+    directions[:64] = directions[:64] * [0.5, 0.5, 0.2] + [0, 0, 1]
     directions = (directions / np.linalg.norm(directions, axis=1, keepdims=True)) @ T_world_camera[:3, :3].T
-    hits = scene.cast(position, directions)
-    hit = np.isfinite(hits["distance"])
-    if hit.mean() < 0.9:
-        return False
-    near = np.median(hits["distance"][hit])
-    return bool(near > 2 * clearance_mm)
+    distance = scene.cast(T_world_camera[:3, 3], directions)["distance"]
+    ahead = distance[:64][np.isfinite(distance[:64])]
+    if len(ahead) < 64 * MIN_TISSUE or distance.min() < clearance_mm:
+        return None
+    median = float(np.median(ahead))
+    return median if median > 2 * clearance_mm else None

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from recon.data.phantom.geometry import capsule
 from recon.data.phantom.noise import sample_noise
 from recon.data.phantom.scene import Material, Scene
 from recon.geometry.cameras import ray_grid
@@ -43,7 +42,15 @@ class Imaging:
     noise: float = 0.012
     scope_radius: float = 0.0
     """Radius of the round mask over half the picture's width; 0 leaves the full frame."""
+    scope_stretch: float = 1.0
+    """Height over width of the mask: 1 is round, else oval."""
+    scope_centre: tuple[float, float] = (0.0, 0.0)
+    """Offset of the mask's centre (x, y) over the picture's width."""
+    scope_cut: float = 0.0
+    """Where a line cuts each corner off, as |x| + |y| in half widths and half heights (1 to 2); 0 leaves the corners."""
     highlight_gain: float = 1.0
+    shadow: float = 0.0
+    """Share of direct light that a thing between lamp and tissue takes away; 0 casts no shadows."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +61,19 @@ class Rendering:
     distance_mm: Float[np.ndarray, "h w"]
     """Along the ray; 0 where nothing was hit or the mask covers."""
     mask: Bool[np.ndarray, "h w"]
-    """False outside the round mask and on instruments."""
+    """False outside the scope's mask and on instruments that are masked."""
     faces: Int[np.ndarray, "h w"]
-    """Index of the face seen, -1 where none."""
+    """Index of the face of the scene seen, -1 where none."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """An instrument in front of the lens."""
+
+    scene: Scene
+    """In camera coordinates."""
+    masked: bool
+    """Whether its pixels are marked as no tissue; else it is part of the picture and has its distance."""
 
 
 def render(
@@ -65,27 +82,33 @@ def render(
     T_world_camera: Float[np.ndarray, "4 4"],
     imaging: Imaging,
     rng: np.random.Generator,
-    instrument: bool = False,
+    tool: Tool | None = None,
     device: str = "cpu",
 ) -> Rendering:
-    """Render one view. `rng` decides sensor noise (and the instrument's place, when one is asked for)."""
+    """Render one view. `rng` decides the sensor's noise."""
     rays = ray_grid(camera).astype(np.float32)
     height, width = rays.shape[:2]
     flat = rays.reshape(-1, 3)
     hits = scene.cast(T_world_camera[:3, 3], flat @ T_world_camera[:3, :3].T.astype(np.float32))
-    hit = np.isfinite(hits["distance"])
-    light, highlight = shade(scene, hits, hit, flat, T_world_camera, imaging, device)
-    shaft = np.zeros(height * width, bool)
-    if instrument:
-        shaft, light, highlight = draw_instrument(flat, hits["distance"], light, highlight, imaging, rng)
+    distance = hits["distance"]
+    light, highlight = shade(scene, hits, np.isfinite(distance), flat, T_world_camera, imaging, device)
+    front = np.zeros(height * width, bool)
+    hidden = front
+    if tool is not None:
+        over = tool.scene.cast(np.zeros(3), flat)
+        front = over["distance"] < distance
+        tool_light, tool_highlight = shade(tool.scene, over, front, flat, np.eye(4), imaging, device)
+        light[front], highlight[front] = tool_light[front], tool_highlight[front]
+        distance = np.minimum(distance, over["distance"])
+        hidden = front if tool.masked else hidden
     mask = scope_mask(camera, imaging).reshape(-1)
-    image = expose(light, highlight, mask & (hit | shaft), rays, imaging, rng)
-    seen = mask & hit & ~shaft
+    image = expose(light, highlight, mask & np.isfinite(distance), rays, imaging, rng)
+    seen = mask & np.isfinite(distance) & ~hidden
     return Rendering(
         image=np.where(mask.reshape(height, width, 1), image, 0).astype(np.uint8),
-        distance_mm=np.where(seen, hits["distance"], 0).reshape(height, width).astype(np.float32),
-        mask=(mask & ~shaft).reshape(height, width),
-        faces=np.where(seen, hits["face"], -1).reshape(height, width),
+        distance_mm=np.where(seen, distance, 0).reshape(height, width).astype(np.float32),
+        mask=(mask & ~hidden).reshape(height, width),
+        faces=np.where(seen & ~front, hits["face"], -1).reshape(height, width),
     )
 
 
@@ -100,6 +123,8 @@ def shade(
 ) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, " n"]]:
     """Diffuse radiance per colour and highlight radiance of every ray; 0 where nothing is hit."""
     light, highlight = np.zeros((len(hit), 3), np.float32), np.zeros(len(hit), np.float32)
+    if not hit.any():
+        return light, highlight
     face, bary = hits["face"][hit], hits["barycentric"][hit]
     weights = np.stack([1 - bary.sum(1), bary[:, 0], bary[:, 1]], -1)
     normals = torch.from_numpy(np.einsum("nk,nkc->nc", weights, scene.vertex_normals[scene.faces[face]])).to(device)
@@ -126,6 +151,8 @@ def shade(
     lamp_distance = to_lamp.norm(dim=1).clamp_min(1.0)
     to_lamp = to_lamp / lamp_distance[:, None]
     incoming = axis_cosine**imaging.spot_exponent / lamp_distance**2
+    if imaging.shadow > 0:
+        incoming = incoming * (1 - imaging.shadow * in_shadow(scene, points + 2e-3 * distance[:, None] * normals, lamp))
     diffuse = incoming * (normals * to_lamp).sum(1).clamp_min(0)
     diffuse = diffuse + imaging.ambient * diffuse.median()
     half = torch.nn.functional.normalize(to_lamp - direction, dim=1)
@@ -141,51 +168,45 @@ def texture(volume: Tensor, points: Float[Tensor, "n 3"], material: Material) ->
     brightness = material.variation * patches[:, 0]
     winding = points + 0.25 * material.vessel_spacing_mm * patches[:, 1:4]
     vessel = torch.zeros_like(brightness)
-    for octave, strength in ((1.0, 1.0), (0.43, 0.7)):
+    for octave, strength in ((1.0, 1.0), (0.43, 0.7)) if material.vessels > 0 else ():
         ridges = sample_noise(volume, winding, material.vessel_spacing_mm * octave)
         for channel in (0, 1):
             vessel = torch.maximum(vessel, strength * torch.exp(-((ridges[:, channel] / material.vessel_width) ** 2)))
-    fine = sample_noise(volume, points, material.grain_mm)
-    finer = sample_noise(volume, points, 0.37 * material.grain_mm)
+    base = torch.tensor(material.albedo, dtype=torch.float32, device=points.device).expand(len(points), 3)
+    if material.pale > 0:
+        fibrous = base.amax(1, keepdim=True).sqrt() * torch.tensor([1.0, 0.88, 0.8], device=points.device)
+        base = torch.lerp(base, fibrous, material.pale * torch.sigmoid(8 * patches[:, 3:] - 6))
+    if material.grain == 0 and material.bump == 0 and material.speckle == 0:
+        fine = finer = torch.zeros_like(patches)
+    else:
+        fine = sample_noise(volume, points, material.grain_mm)
+        finer = sample_noise(volume, points, 0.37 * material.grain_mm)
     brightness = brightness + material.grain * (0.7 * fine[:, 0] + 0.5 * finer[:, 0])
-    base = torch.tensor(material.albedo, dtype=torch.float32, device=points.device)
+    if material.speckle > 0:
+        brightness = brightness + material.speckle * torch.sigmoid(6 * finer[:, 1] - 8)
     blood = torch.tensor([0.35, 0.95, 0.9], device=points.device)
     albedo = base * brightness.exp()[:, None] * (1 - material.vessels * vessel[:, None] * blood)
     return albedo, material.bump * (fine[:, 1:4] + 0.5 * finer[:, 1:4])
 
 
-def draw_instrument(
-    rays: np.ndarray, distance: np.ndarray, light: np.ndarray, highlight: np.ndarray, imaging: Imaging, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Put a metal or dark shaft between lens and tissue; returns where it is, and the light with it."""
-    median = float(np.median(distance[np.isfinite(distance)])) if np.isfinite(distance).any() else 50.0
-    angle = rng.uniform(0, 2 * np.pi)
-    tip_ray = rays[rng.integers(len(rays))]
-    tip = tip_ray * median * rng.uniform(0.35, 0.8)
-    root = np.array([np.cos(angle), np.sin(angle), 0.15]) * median * 0.8
-    direction = (root - tip) / np.linalg.norm(root - tip)
-    radius = rng.uniform(1.5, 5.0) * median / 60
-    surface = capsule(tip, direction, radius, 3 * median)
-    caster = o3d.t.geometry.RaycastingScene()
-    caster.add_triangles(o3d.core.Tensor(surface.vertices.astype(np.float32)), o3d.core.Tensor(surface.faces.astype(np.uint32)))
-    hits = caster.cast_rays(o3d.core.Tensor(np.concatenate([np.zeros_like(rays), rays], axis=1)))
-    near, normals = hits["t_hit"].numpy(), hits["primitive_normals"].numpy()
-    shaft = np.isfinite(near) & (near < distance)
-    facing = np.abs((normals[shaft] * rays[shaft]).sum(1))
-    incoming = np.clip(rays[shaft][:, 2], 0, 1) ** imaging.spot_exponent / near[shaft] ** 2
-    tone = rng.uniform(0.03, 0.7) * (0.9 + 0.2 * rng.random(3))
-    light[shaft] = (incoming * facing)[:, None] * tone
-    highlight[shaft] = incoming * rng.uniform(0, 8) * facing ** rng.uniform(20, 200)
-    return shaft, light, highlight
+def in_shadow(scene: Scene, points: Float[Tensor, "n 3"], lamp: Float[Tensor, " 3"]) -> Float[Tensor, " n"]:
+    """1 where something of the scene stands between a point and the lamp, else 0."""
+    rays = torch.cat([points, lamp - points], dim=1).cpu().numpy()
+    occluded = scene.caster.test_occlusions(o3d.core.Tensor(rays), tnear=0.0, tfar=0.98).numpy()
+    return torch.from_numpy(occluded.astype(np.float32)).to(points.device)
 
 
 def scope_mask(camera: Camera, imaging: Imaging) -> Bool[np.ndarray, "h w"]:
-    """True inside the round picture."""
-    if imaging.scope_radius == 0:
-        return np.ones((camera.height_px, camera.width_px), bool)
+    """True inside the picture of the scope: round, oval, or with cut corners."""
     y, x = np.mgrid[: camera.height_px, : camera.width_px]
-    from_centre = np.hypot(x - (camera.width_px - 1) / 2, y - (camera.height_px - 1) / 2)
-    return from_centre < imaging.scope_radius * camera.width_px / 2
+    x = x - (camera.width_px - 1) / 2 - imaging.scope_centre[0] * camera.width_px
+    y = y - (camera.height_px - 1) / 2 - imaging.scope_centre[1] * camera.width_px
+    inside = np.ones(x.shape, bool)
+    if imaging.scope_radius > 0:
+        inside = np.hypot(x, y / imaging.scope_stretch) < imaging.scope_radius * camera.width_px / 2
+    if imaging.scope_cut > 0:
+        inside &= np.abs(x) / (camera.width_px / 2) + np.abs(y) / (camera.height_px / 2) < imaging.scope_cut
+    return inside
 
 
 def expose(

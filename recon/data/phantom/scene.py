@@ -49,6 +49,10 @@ class Material:
     """Tilt of the shading normal by fine relief, radians."""
     gloss: float = 0.5
     shininess: float = 60.0
+    pale: float = 0.0
+    """How far some patches fade towards white, 0 to 1."""
+    speckle: float = 0.0
+    """Log-brightness of scattered fine spots."""
 
 
 @dataclass(frozen=True)

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
-from recon.io.atomic import atomic_path, write_bytes, write_json
+from recon.io.atomic import write_bytes, write_json
 from recon.losses.depth import gradient_residual, laplace_nll, log_residual
 from recon.models.student import Student, student_input
 from recon.training.augment import augment
+from recon.training.checkpoints import Interval, Log, load_checkpoint, save_checkpoint
 from recon.training.shards import Batch, Batches, ShardShape, render_shard
 from recon.types import ReconError
 
 logger = logging.getLogger(__name__)
 
-UNKEYED = ("num_threads", "device", "checkpoint_minutes", "validate_every")
-"""Settings that may change between the parts of one training."""
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class StudentConfig:
     """What `recon train` reads from its file."""
 
     num_shards: int = 64
@@ -53,7 +48,7 @@ class TrainConfig:
     device: str = "cpu"
 
 
-def train(config: TrainConfig, out: Path, stop_after: int | None = None) -> Path:
+def train_student(config: StudentConfig, out: Path, stop_after: int | None = None) -> Path:
     """Render what is missing, train (or go on), and write `out/student.safetensors`.
 
     Args:
@@ -69,24 +64,23 @@ def train(config: TrainConfig, out: Path, stop_after: int | None = None) -> Path
     validation = Batches(shards[:2], config.batch_size, config.seed, config.device)
     state = TrainingState(config)
     state.load(out / "checkpoint.pt")
-    saved = time.monotonic()
-    writer = SummaryWriter(str(out / "tensorboard"))
+    due = Interval(config.checkpoint_minutes)
+    log = Log(out, state.step)
     for step in range(state.step, config.num_steps):
         losses = training_step(state, training[step], config)
         if step % 50 == 0 or step + 1 == config.num_steps:
-            record(out / "losses.csv", writer, step, losses)
+            log.add("losses", step, losses)
         if (step + 1) % config.validate_every == 0 or step + 1 == config.num_steps:
-            record(out / "validation.csv", writer, step, validate(state.average, validation, config))
-        if time.monotonic() - saved > 60 * config.checkpoint_minutes or step + 1 in (config.num_steps, stop_after):
+            log.add("validation", step, validate(state.average, validation, config))
+        if due.is_over() or step + 1 in (config.num_steps, stop_after):
             state.save(out / "checkpoint.pt")
-            saved = time.monotonic()
         if step + 1 == stop_after:
             break
-    writer.close()
+    log.close()
     return save_weights(state, out / "student.safetensors")
 
 
-def render_shards(config: TrainConfig, out: Path) -> list[Path]:
+def render_shards(config: StudentConfig, out: Path) -> list[Path]:
     """Paths of all shards, validation first, rendering those that are not there."""
     out.mkdir(parents=True, exist_ok=True)
     sizes = [tuple(map(int, size.split("x"))) for size in config.sizes_px]
@@ -106,7 +100,7 @@ def render_shards(config: TrainConfig, out: Path) -> list[Path]:
 class TrainingState:
     """Everything that a resumed run needs: network, its running average, optimiser and step."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: StudentConfig) -> None:
         self.config = config
         self.network = Student().to(config.device, memory_format=torch.channels_last)
         self.average = torch.optim.swa_utils.AveragedModel(
@@ -116,33 +110,21 @@ class TrainingState:
         self.step = 0
 
     def save(self, path: Path) -> None:
-        with atomic_path(path) as part:
-            torch.save(
-                {
-                    "config": asdict(self.config),
-                    "step": self.step,
-                    "network": self.network.state_dict(),
-                    "average": self.average.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                },
-                part,
-            )
+        parts = {"network": self.network, "average": self.average, "optimizer": self.optimizer}
+        save_checkpoint(path, self.config, self.step, {name: part.state_dict() for name, part in parts.items()})
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint of the same recipe, when there is one."""
-        if not path.exists():
+        checkpoint = load_checkpoint(path, self.config)
+        if checkpoint is None:
             return
-        checkpoint = torch.load(path, map_location=self.config.device, weights_only=True)
-        changed = [name for name, value in asdict(self.config).items() if name not in UNKEYED and checkpoint["config"].get(name) != value]
-        if changed:
-            raise ReconError(f"{path} was trained with another {', '.join(changed)}: go on with that recipe or choose another --out")
         self.network.load_state_dict(checkpoint["network"])
         self.average.load_state_dict(checkpoint["average"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = checkpoint["step"]
 
 
-def training_step(state: TrainingState, batch: Batch, config: TrainConfig) -> dict[str, float]:
+def training_step(state: TrainingState, batch: Batch, config: StudentConfig) -> dict[str, float]:
     """One update; returns the losses."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config)
@@ -160,7 +142,7 @@ def training_step(state: TrainingState, batch: Batch, config: TrainConfig) -> di
     return {name: float(value.detach()) for name, value in {**losses, "total": total}.items()}
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
+def learning_rate(step: int, config: StudentConfig) -> float:
     """Linear warm-up, then half a cosine to a hundredth."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
@@ -168,7 +150,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def compute_losses(network: torch.nn.Module, batch: Batch, config: TrainConfig) -> dict[str, torch.Tensor]:
+def compute_losses(network: torch.nn.Module, batch: Batch, config: StudentConfig) -> dict[str, torch.Tensor]:
     """Mean losses over the pixels whose distance is known."""
     seen = student_input(batch.image, batch.rays, batch.mask).contiguous(memory_format=torch.channels_last)
     with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bfloat16):
@@ -185,7 +167,7 @@ def compute_losses(network: torch.nn.Module, batch: Batch, config: TrainConfig) 
 
 
 @torch.no_grad()
-def validate(network: torch.nn.Module, batches: Batches, config: TrainConfig) -> dict[str, float]:
+def validate(network: torch.nn.Module, batches: Batches, config: StudentConfig) -> dict[str, float]:
     """Losses and Abs Rel of the distance, one factor per view, over the validation shards."""
     network.eval()
     sums: dict[str, float] = {}
@@ -199,18 +181,6 @@ def validate(network: torch.nn.Module, batches: Batches, config: TrainConfig) ->
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value) / len(batches.places)
     return sums
-
-
-def record(path: Path, writer: SummaryWriter, step: int, values: dict[str, float]) -> None:
-    """Append a row to a CSV file and to the TensorBoard log."""
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        row = csv.writer(file)
-        if is_new:
-            row.writerow(["step", *values])
-        row.writerow([step, *(f"{v:.6g}" for v in values.values())])
-    for name, value in values.items():
-        writer.add_scalar(f"{path.stem}/{name}", value, step)
 
 
 def save_weights(state: TrainingState, path: Path) -> Path:

@@ -1,0 +1,161 @@
+"""Anyone's network in a file: `depth.model=path/to/network.pt2` (torch.export) or `.onnx`, under one array contract.
+
+Inputs are float32 arrays, told apart by their names, which are the names of `forward`'s parameters in a `.pt2`:
+
+    image  (1, 3, h, w)  RGB in [0, 1]; needed
+    rays   (1, 3, h, w)  unit ray of each pixel, camera axes x right, y down, z forward; taken where the network names it
+    mask   (1, 1, h, w)  1 on tissue, 0 elsewhere; taken where the network names it
+
+Outputs are float32 arrays (1, h', w') or (1, 1, h', w'), told apart by their names, which are the keys of the dict that
+`forward` returns in a `.pt2`. Exactly one of the first three is needed:
+
+    depth      z-depth, in any unit            distance   along the ray, in any unit
+    disparity  proportional to 1 / z-depth     sigma      one standard deviation of the log of the depth; where the network says it
+
+The picture is resized to the h and w that the file fixes, whatever its aspect; a side that the file leaves open is a
+multiple of 32 near the picture's aspect, about 320 by 256 px large. Outputs that are no positive number are unknown depth.
+A `.pt2` may hold code that runs when it is read: use files of people you trust, as with any program.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+
+from recon.geometry.cameras import resize
+from recon.models import DepthEstimate, ModelInfo
+from recon.models.inference import ENDOSCOPIC_PX, SIGMA, of_aspect, on_tissue
+from recon.models.student import input_size, lens_rays
+from recon.types import Camera, ReconError
+
+CHANNELS = {"image": 3, "rays": 3, "mask": 1}
+KINDS = ("depth", "distance", "disparity")
+OPEN_AREA_PX = ENDOSCOPIC_PX[0] * ENDOSCOPIC_PX[1]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of arrays by name."""
+
+    shapes: dict[str, tuple[int | None, ...]]
+    """Of the inputs; None for an open side."""
+    run: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+class ExportedDepth:
+    """A network in a file as a depth model."""
+
+    def __init__(self, path: Path, network: Network) -> None:
+        self.path, self.network = path, network
+        wrong = {
+            name: shape
+            for name, shape in network.shapes.items()
+            if name not in CHANNELS or len(shape) != 4 or shape[0] not in (1, None) or shape[1] not in (CHANNELS[name], None)
+        }
+        if wrong or "image" not in network.shapes:
+            found = ", ".join(f"{name} {shape}" for name, shape in network.shapes.items()) or "none"
+            raise ReconError(
+                f"{path}: inputs are {found}; expected image (1, 3, h, w) and, where used, rays (1, 3, h, w), mask (1, 1, h, w)"
+            )
+
+    def infer(self, image: UInt8[np.ndarray, "H W 3"], camera: Camera, mask: Bool[np.ndarray, "H W"]) -> DepthEstimate:
+        """z-depth up to one factor, and the network's sigma, or `inference.SIGMA`. Raises ReconError where the contract is broken."""
+        size = self._size(camera)
+        layers = {
+            "image": cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255,
+            "rays": lens_rays(resize(camera, *size)),
+            "mask": cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)[..., None],
+        }
+        given = {name: np.ascontiguousarray(layers[name].transpose(2, 0, 1)[None]) for name in self.network.shapes}
+        outputs = self.network.run(given)
+        kinds = [name for name in KINDS if name in outputs]
+        if len(kinds) != 1:
+            raise ReconError(f"{self.path}: outputs are {', '.join(outputs) or 'unnamed'}; expected exactly one of {', '.join(KINDS)}")
+        values = of_aspect(self._plane(kinds[0], outputs), camera)
+        sigma = of_aspect(self._plane("sigma", outputs), camera) if "sigma" in outputs else np.full_like(values, SIGMA)
+        if sigma.shape != values.shape:
+            raise ReconError(f"{self.path}: output sigma is of another size than {kinds[0]}; make them alike")
+        return on_tissue(self._z_depth(kinds[0], values, camera), np.where(sigma > 0, sigma, SIGMA), camera, mask)
+
+    def _size(self, camera: Camera) -> tuple[int, int]:
+        """Width and height that the network sees."""
+        height, width = self.network.shapes["image"][2:]
+        open_width, open_height = input_size(camera.width_px, camera.height_px, OPEN_AREA_PX)
+        return width or open_width, height or open_height
+
+    def _plane(self, name: str, outputs: Mapping[str, np.ndarray]) -> Float[np.ndarray, "h w"]:
+        values = np.asarray(outputs[name], dtype=np.float32)
+        if values.ndim not in (3, 4) or any(side != 1 for side in values.shape[:-2]) or 0 in values.shape:
+            raise ReconError(f"{self.path}: output {name} is {values.shape}, expected (1, h, w) or (1, 1, h, w)")
+        return values.reshape(values.shape[-2:])
+
+    @staticmethod
+    def _z_depth(kind: str, values: np.ndarray, camera: Camera) -> np.ndarray:
+        if kind == "depth":
+            return values
+        if kind == "distance":
+            return values * lens_rays(resize(camera, values.shape[1], values.shape[0]))[..., 2]
+        return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
+
+
+def exported_info(path: Path) -> ModelInfo:
+    """What is known of a file without reading it. Raises ReconError when it is missing."""
+    if not path.is_file():
+        raise ReconError(f"depth.model {path} does not exist: give the path of an exported network, or a name from `recon models`")
+    load = _load_onnx if path.suffix.lower() == ".onnx" else _load_torch
+    return ModelInfo(
+        name=str(path),
+        parameters=None,
+        trainable=None,
+        licence="as its owner states",
+        output="depth",
+        trained_on=(),
+        load=lambda device, weights: ExportedDepth(path, load(path, device)),
+        packaged=path,
+    )
+
+
+def _load_torch(path: Path, device: str) -> Network:
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # a damaged archive leads torch's reader into any of a dozen
+        raise ReconError(f"{path} cannot be read: {type(error).__name__}; write it with torch.export.save") from error
+    if device != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    names = program.graph_signature.user_inputs
+    nodes = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    shapes = {name: tuple(side if isinstance(side, int) else None for side in nodes[name].shape) for name in names}
+    module = program.module()
+
+    def run(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            outputs = module(*(torch.from_numpy(given[name]).to(device) for name in names))
+        if not isinstance(outputs, dict):
+            raise ReconError(f"{path}: returns a {type(outputs).__name__}, expected a dict with one of {', '.join(KINDS)}; export it so")
+        return {str(name): value.float().cpu().numpy() for name, value in outputs.items()}
+
+    return Network(shapes, run)
+
+
+def _load_onnx(path: Path, device: str) -> Network:
+    if find_spec("onnxruntime") is None:
+        raise ReconError(f"{path}: ONNX files need the package onnxruntime, which is not installed: pip install onnxruntime")
+    onnxruntime = importlib.import_module("onnxruntime")
+    providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=providers)
+    except Exception as error:  # its own kinds of errors, one for each way in which a file is damaged
+        raise ReconError(f"{path} cannot be read: {str(error).splitlines()[0][:200]}; export it again") from error
+    shapes = {entry.name: tuple(side if isinstance(side, int) else None for side in entry.shape) for entry in session.get_inputs()}
+    names = [entry.name for entry in session.get_outputs()]
+    return Network(shapes, lambda given: dict(zip(names, session.run(None, given), strict=True)))

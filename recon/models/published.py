@@ -1,0 +1,87 @@
+"""The published depth networks that can be run with their authors' weights: what they are, and where those are to be had.
+
+Licences are those of the weights as their authors state them. `trained_on` holds for the published weights.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+from recon.models import ModelInfo, inference
+
+KITTI = ("kitti",)
+SCARED = ("scared-af",)
+NATURAL = ("natural pictures",)
+NON_COMMERCIAL = "CC-BY-NC-4.0"
+MAX_DEPTH_M = 20.0
+"""Of the metric networks for rooms, the nearer of the two kinds."""
+PARAMETERS = {"small": 24_785_089, "base": 97_470_785, "large": 335_315_649}
+"""Of Depth Anything, either version."""
+
+
+def _depth_anything(version: Literal[1, 2], size: str, is_metric: bool) -> ModelInfo:
+    letter = size[0]
+    if version == 1:
+        where = f"https://huggingface.co/LiheYoung/depth-anything-{size}-hf or depth_anything_vit{letter}14.pth"
+    elif is_metric:
+        where = f"https://huggingface.co/depth-anything/Depth-Anything-V2-Metric-Hypersim-{size.title()}"
+    else:
+        where = f"https://huggingface.co/depth-anything/Depth-Anything-V2-{size.title()}"
+    name = "depth_anything" + ("_v2" if version == 2 else "") + ("_metric" if is_metric else "") + f"_{letter}"
+    return ModelInfo(
+        name=name,
+        parameters=PARAMETERS[size],
+        trainable=PARAMETERS[size],
+        licence=NON_COMMERCIAL if version == 2 and size != "small" else "Apache-2.0",
+        output="metric" if is_metric else "disparity",
+        trained_on=NATURAL,
+        load=partial(inference.load_depth_anything, version, size, MAX_DEPTH_M if is_metric else None),
+        published=f"its authors publish it at {where}",
+    )
+
+
+MODELS = (
+    ModelInfo(
+        name="monodepth2",
+        parameters=14_329_236,
+        trainable=14_329_236,
+        licence="Niantic, non-commercial",
+        output="disparity",
+        trained_on=KITTI,
+        load=partial(inference.load_monodepth2, True),
+        published="a folder with encoder.pth and depth.pth; its authors publish it at https://github.com/nianticlabs/monodepth2",
+    ),
+    ModelInfo(
+        name="af_sfm",
+        parameters=14_329_236,
+        trainable=14_329_236,
+        licence="MIT",
+        output="disparity",
+        trained_on=SCARED,
+        load=partial(inference.load_monodepth2, False),
+        published="a folder with encoder.pth and depth.pth; its authors publish it at https://github.com/ShuweiShao/AF-SfMLearner",
+    ),
+    ModelInfo(
+        name="endodac",
+        parameters=99_091_748,
+        trainable=1_667_076,
+        licence="MIT",
+        output="disparity",
+        trained_on=(*SCARED, *NATURAL),
+        load=inference.load_endodac,
+        published="depth_model.pth, which its authors publish at https://github.com/BeileiCui/EndoDAC",
+    ),
+    ModelInfo(
+        name="litemono",
+        parameters=3_074_747,
+        trainable=3_074_747,
+        licence="as its authors state with the weights",
+        output="disparity",
+        trained_on=SCARED,
+        load=inference.load_litemono,
+        published="a folder with encoder.pth and depth.pth; ask its authors at https://github.com/ShuweiShao/LiteNet",
+    ),
+    *(_depth_anything(1, size, False) for size in PARAMETERS),
+    *(_depth_anything(2, size, is_metric) for is_metric in (False, True) for size in PARAMETERS),
+)

@@ -1,0 +1,102 @@
+"""What lets a training go on after an interruption: checkpoints of one recipe, and logs without a doubled line."""
+
+from __future__ import annotations
+
+import csv
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from recon.io.atomic import atomic_path, write_text
+from recon.types import ReconError
+
+UNKEYED = (
+    "num_threads", "num_workers", "device", "checkpoint_minutes", "validate_every", "patience",
+)  # fmt: skip
+"""Settings that may change between the parts of one training."""
+
+
+def save_checkpoint(path: Path, config: Any, step: int, parts: dict[str, Any]) -> None:
+    """Write state dicts with the recipe, the number of steps done and the random state; the old file stays until the new one is whole."""
+    random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    with atomic_path(path) as part:
+        torch.save({"config": recipe(config), "step": step, "random": random, **parts}, part)
+
+
+def load_checkpoint(path: Path, config: Any) -> dict[str, Any] | None:
+    """Read what `save_checkpoint` wrote and restore the random state; None when there is no file.
+
+    Raises ReconError for a damaged file and for one of another recipe.
+    """
+    if not path.exists():
+        return None
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ReconError(f"{path} cannot be read as a checkpoint ({error}): delete it to start anew, or choose another --out") from error
+    old, new = checkpoint["config"], recipe(config)
+    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    if changed:
+        raise ReconError(f"{path} was trained with another {', '.join(changed)}: go on with that recipe or choose another --out")
+    torch.set_rng_state(checkpoint["random"]["cpu"])
+    if torch.cuda.is_available() and len(checkpoint["random"]["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
+    return checkpoint
+
+
+def recipe(config: Any) -> dict[str, Any]:
+    """What decides a training's outcome, in plain values."""
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(config).items()
+        if name not in UNKEYED
+    }
+
+
+class Log:
+    """CSV files and TensorBoard of one training. What an interrupted run logged after its last checkpoint is dropped."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.folder = folder
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        for path in folder.glob("*.csv"):
+            lines = path.read_text().splitlines(keepends=True)
+            write_text(path, "".join(line for line in lines if not line[0].isdigit() or int(line.partition(",")[0]) < first_step))
+
+    def add(self, name: str, step: int, values: dict[str, float]) -> None:
+        """Append a row to `name`.csv and to TensorBoard."""
+        path = self.folder / f"{name}.csv"
+        is_new = not path.exists() or not path.stat().st_size
+        with path.open("a", newline="") as file:
+            row = csv.writer(file)
+            if is_new:
+                row.writerow(["step", *values])
+            row.writerow([step, *(f"{value:.6g}" for value in values.values())])
+        for key, value in values.items():
+            self.writer.add_scalar(f"{name}/{key}", value, step)
+
+    def add_picture(self, name: str, step: int, picture: Any) -> None:
+        """Show an RGB uint8 picture (h, w, 3) in TensorBoard."""
+        self.writer.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Interval:
+    """Says when the next checkpoint is due."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = 60.0 * minutes
+        self.last = time.monotonic()
+
+    def is_over(self) -> bool:
+        """True once every so many minutes."""
+        if time.monotonic() - self.last < self.seconds:
+            return False
+        self.last = time.monotonic()
+        return True

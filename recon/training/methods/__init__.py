@@ -1,0 +1,10 @@
+"""Self-supervised methods by the name that a training's config gives them."""
+
+from __future__ import annotations
+
+from recon.training.methods.af_sfm import AfSfmMethod
+from recon.training.methods.endodac import EndoDacMethod
+from recon.training.methods.method import Method
+from recon.training.methods.monodepth2 import Monodepth2Method
+
+METHODS: dict[str, type[Method]] = {"monodepth2": Monodepth2Method, "af_sfm": AfSfmMethod, "endodac": EndoDacMethod}
