@@ -60,19 +60,19 @@ def recipe(config: Any) -> dict[str, Any]:
 class Log:
     """CSV files and TensorBoard of one training. What an interrupted run logged after its last checkpoint is dropped."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, num_done: int) -> None:
         self.folder = folder
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=num_done + 1)
         for path in folder.glob("*.csv"):
             lines = path.read_text().splitlines(keepends=True)
-            write_text(path, "".join(line for line in lines if not line[0].isdigit() or int(line.partition(",")[0]) < first_step))
+            write_text(path, "".join(line for line in lines if not line[0].isdigit() or int(line.partition(",")[0]) <= num_done))
 
     def add(self, name: str, step: int, values: dict[str, float]) -> None:
-        """Append a row to `name`.csv and to TensorBoard."""
+        """Append a row to `name`.csv and to TensorBoard; `step` counts the steps done."""
         path = self.folder / f"{name}.csv"
         is_new = not path.exists() or not path.stat().st_size
         with path.open("a", newline="") as file:
-            row = csv.writer(file)
+            row = csv.writer(file, lineterminator="\n")
             if is_new:
                 row.writerow(["step", *values])
             row.writerow([step, *(f"{value:.6g}" for value in values.values())])

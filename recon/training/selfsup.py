@@ -63,7 +63,8 @@ def train_self_supervised(name: str, config: SelfSupervisedConfig, out: Path, st
         if config.patience and state.num_stale >= config.patience:
             logger.info("stopped after %d steps: the last %d validations were no better", state.step, state.num_stale)
             break
-        log.add("losses", state.step, state.train_step(batch.to(config.device), state.step // epoch_steps))
+        losses = state.train_step(batch.to(config.device), state.step // epoch_steps)
+        log.add("losses", state.step, losses)
         is_last = state.step in (last_step, stop_after)
         if state.step % (config.validate_every or epoch_steps) == 0 or state.step == last_step:
             state.validate(clips.validation, log, out)

@@ -69,9 +69,9 @@ def train_student(config: StudentConfig, out: Path, stop_after: int | None = Non
     for step in range(state.step, config.num_steps):
         losses = training_step(state, training[step], config)
         if step % 50 == 0 or step + 1 == config.num_steps:
-            log.add("losses", step, losses)
+            log.add("losses", state.step, losses)
         if (step + 1) % config.validate_every == 0 or step + 1 == config.num_steps:
-            log.add("validation", step, validate(state.average, validation, config))
+            log.add("validation", state.step, validate(state.average, validation, config))
         if due.is_over() or step + 1 in (config.num_steps, stop_after):
             state.save(out / "checkpoint.pt")
         if step + 1 == stop_after:
