@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from recon.io.atomic import read_json, write_json
 from recon.io.cameras import read_camera
@@ -14,7 +16,13 @@ from recon.io.masks import read_mask
 from recon.models import DepthEstimate, load_depth_model, model_info
 from recon.models.windows import consistent_depth
 from recon.pipeline import Stage, track, unkeyed
-from recon.types import ReconError
+from recon.types import MAX_SEED, ReconError, bounded
+
+log = logging.getLogger(__name__)
+
+ADAPTABLE = ("student",)
+"""Networks that can be adapted: they know the lens, so their depth and the poses of structure from motion meet."""
+ADAPTATION, ADAPTED_WEIGHTS = "adaptation.json", "adapted.safetensors"
 
 
 @dataclass(frozen=True)
@@ -28,30 +36,75 @@ class Config:
     consistent: bool = False
     """Even out how the scale of a network jumps from frame to frame, by overlapping windows of 32 frames. Steadies depth of
     itself; where a camera path is found, the scale stage does as much with the poses."""
+    adapt: bool = False
+    """Fine-tune the network on this recording first, without any truth; see `recon adapt`."""
+    adapt_parts: Literal["all", "adapters"] = "all"
+    """"adapters" trains low-rank changes of the attention's layers and the norms, a thirtieth of the numbers."""
+    adapt_steps: int = bounded(150, 1, 100_000)
+    """Of three frames and two partners each; a step costs about a second of one core."""
+    seed: int = bounded(0, 0, MAX_SEED)
+    """Of the order in which adaptation sees frames."""
     device: str = unkeyed("auto")
     """"auto" takes a CUDA device when there is one."""
 
+    def __post_init__(self) -> None:
+        if self.adapt and self.model not in ADAPTABLE:
+            raise ValueError(
+                f"adapt = true needs a network that knows the lens: model must be {' or '.join(ADAPTABLE)}, found {self.model!r}"
+            )
+
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
-    """Write `depth/NNNNNN.tiff` and `sigma/NNNNNN.tiff` for every frame that the gate let through."""
+    """Write `depth/NNNNNN.tiff` and `sigma/NNNNNN.tiff` for every frame that the gate let through.
+
+    With `adapt`, `adaptation.json` says what came of it, and `adapted.safetensors` holds the weights if they are better.
+    """
     usable = [f["index"] for f in read_json(inputs["masks"] / "gate.json")["frames"] if f["status"] == "ok"]
     if not usable:
         raise ReconError("no frame is usable: the gate rejected every one; gate.json of the masks stage has the reasons", exit_code=1)
-    for index, estimate in track(_estimates(inputs, out, config, usable), len(usable), "estimating depth"):
+    weights = _adapted(inputs, out, config) if config.adapt else config.weights
+    for index, estimate in track(_estimates(inputs, out, config, weights, usable), len(usable), "estimating depth"):
         if estimate is not None:
             write_depth(out / "depth" / _name(index), estimate.depth)
             write_depth(out / "sigma" / _name(index), estimate.sigma)
-    info = model_info(config.model)
-    # What other weights than the packaged ones have seen, nobody says.
-    trained_on = list(info.trained_on) if config.weights is None or info.packaged is None else []
-    scale = {"model": config.model, "trained_on": trained_on, "scale": "scale_invariant", "num_frames": len(usable)}
-    write_json(out / "depth.json", scale)
+    trained_on = list(model_info(config.model).seen(config.weights))
+    model = {"model": config.model, "trained_on": trained_on, "adapted": weights != config.weights}
+    write_json(out / "depth.json", model | {"scale": "scale_invariant", "num_frames": len(usable)})
 
 
-def _estimates(inputs: dict[str, Path], out: Path, config: Config, usable: Sequence[int]) -> Iterator[tuple[int, DepthEstimate | None]]:
+def _adapted(inputs: dict[str, Path], out: Path, config: Config) -> Path | None:
+    """Adapt the network, unless a killed run has done so; returns the weights to use."""
+    from recon.tracking.map_files import read_maps
+    from recon.training.adaptation import Evidence, Recipe, adapt, described, save_weights
+
+    if not (out / ADAPTATION).exists():
+        model = load_depth_model(config.model, torch_device(config.device), config.weights)
+        camera = read_camera(inputs["camera"] / "camera.json")
+        masks = inputs["masks"]
+        evidence = Evidence(read_maps(inputs["structure"]), inputs["frames"] / "images", masks / "tissue", masks / "masks", camera)
+        recipe = Recipe(config.adapt_parts, config.adapt_steps, config.seed)
+        adaptation = adapt(model, evidence, recipe, track)
+        if adaptation.reason is None:
+            save_weights(model, out / ADAPTED_WEIGHTS, _facts(inputs["frames"], config))
+        else:
+            log.warning("the network is used as it is: %s", adaptation.reason)
+        write_json(out / ADAPTATION, described(adaptation, recipe))
+    return out / ADAPTED_WEIGHTS if read_json(out / ADAPTATION)["adapted"] else config.weights
+
+
+def _facts(frames: Path, config: Config) -> dict[str, Any]:
+    """What the weights say of themselves: whose they are, and that they have seen this recording too."""
+    source = read_json(frames / "frames.json")
+    seen = [*model_info(config.model).seen(config.weights), f"{source['dataset']}/{source['name']}"]
+    return {"method": config.model, "trained_on": seen}
+
+
+def _estimates(
+    inputs: dict[str, Path], out: Path, config: Config, weights: Path | None, usable: Sequence[int]
+) -> Iterator[tuple[int, DepthEstimate | None]]:
     """The estimate of each usable frame in order; None where a killed run left it."""
     camera = read_camera(inputs["camera"] / "camera.json")
-    model = load_depth_model(config.model, torch_device(config.device), config.weights)
+    model = load_depth_model(config.model, torch_device(config.device), weights)
 
     def estimate(index: int) -> DepthEstimate:
         image = read_image(inputs["frames"] / "images" / f"{index:06d}.jpg")
@@ -86,8 +139,9 @@ def _checksums(config: Config) -> dict[str, str]:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=3,
+    version=4,
     reads=("frames", "camera", "masks"),
+    also_reads=lambda config: ("structure",) if config.adapt else (),
     writes=("depth.json", "depth/*.tiff", "sigma/*.tiff"),
     checksums=_checksums,
     seconds_per_frame=0.06,

@@ -13,13 +13,15 @@ import numpy as np
 from recon.io.atomic import atomic_path, read_json, write_json, write_text
 from recon.io.meshes import read_mesh
 from recon.io.trajectory import write_tum
-from recon.pipeline import Stage, read_manifest, unkeyed
+from recon.pipeline import RUN, Stage, reached_from, read_manifest, unkeyed
 from recon.report.page import render_page
 from recon.report.pictures import PictureSources, page_pictures
 from recon.report.summary import frame_list, frame_numbers, partial_reasons
+from recon.scoring.score import Inputs
 from recon.types import Metric, Trajectory, bounded
 
-READS = ("frames", "camera", "masks", "depth", "trajectory", "scale", "surface", "mesh", "evaluation")
+TOLD = ("frames", "camera", "masks", "structure", "depth", "trajectory", "scale", "surface", "mesh", "evaluation")
+"""Stages whose cost and config the report tells, those that this result hangs on."""
 SCHEMA = 1
 SETTINGS = ("seed", "num_threads", "device", "fuse")
 """Of the whole run."""
@@ -68,11 +70,11 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
 
 def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluation: dict, config: Config) -> dict[str, Any]:
     """Return what report.json holds."""
-    manifests = {name: read_manifest(inputs[name]) for name in READS}
+    manifests = _manifests(inputs)
     scale = read_json(inputs["scale"] / "scale.json")
     seconds = {name: manifest["seconds"] for name, manifest in manifests.items()}
     speed = Metric("speed", "seconds_per_frame", sum(seconds.values()) / len(frames), "s")
-    trained_on = read_json(inputs["depth"] / "depth.json")["trained_on"]
+    network = read_json(inputs["depth"] / "depth.json")
     return {
         "schema": SCHEMA,
         "source": {name: source[name] for name in ("name", "dataset")},
@@ -85,8 +87,9 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
             "gt_pose": False,
             "gt_scale": False,
             "intrinsics": read_json(inputs["camera"] / "camera.json")["intrinsics"],
-            "trained_on": trained_on,
-            "trained_on_this_data": source["dataset"] in trained_on,
+            "trained_on": network["trained_on"],
+            "trained_on_this_data": Inputs(trained_on=tuple(network["trained_on"])).has_seen(source["dataset"]),
+            "adapted_on_this_recording": network["adapted"],
         },
         "evaluation_gt": evaluation["gt_used"],
         "alignments": evaluation["rungs"],
@@ -98,6 +101,12 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
         "settings": {name: getattr(config, name) for name in SETTINGS},
         "config": {name: manifest["config"] for name, manifest in manifests.items()} | {"report": asdict(config)},
     }
+
+
+def _manifests(inputs: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """Of every stage that was needed, in the order of TOLD: which ones are, depends on the config."""
+    folders = {folder.parent.name: folder for folder in reached_from(inputs[RUN], inputs["evaluation"])}
+    return {name: read_manifest(folders[name]) for name in TOLD if name in folders}
 
 
 def _trajectory(frames: list[dict], poses: list[dict], unit: str) -> Trajectory:
@@ -124,7 +133,7 @@ def _copy(source: Path, target: Path) -> None:
 STAGE = Stage(
     config=Config,
     run=run,
-    reads=READS,
+    reads=(RUN, "frames", "camera", "masks", "depth", "trajectory", "scale", "surface", "mesh", "evaluation"),
     writes=("report.json", "report.html", "frames.json", "trajectory.txt", "mesh.ply", "mesh.glb"),
     seconds_per_frame=0.05,
     bytes_per_frame=20_000,

@@ -1,8 +1,7 @@
-"""Camera poses of the recording, the final lens and sparse points: structure from motion and dense alignment."""
+"""Camera poses of the recording, the final lens and sparse points: sparse maps joined, and dense alignment for the rest."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +11,11 @@ from recon.io.atomic import atomic_path, read_json, write_json
 from recon.io.cameras import read_camera, write_camera
 from recon.io.depth import read_depth
 from recon.pipeline import Stage, track
-from recon.tracking.features import FeatureOptions
+from recon.tracking.map_files import read_maps
 from recon.tracking.mapping import SparseMap
 from recon.tracking.tracker import Method, Recording, Track, Tracker
-from recon.types import MAX_SEED, MAX_THREADS, Camera, ReconError, bounded
+from recon.types import MAX_SEED, Camera, ReconError, bounded
 
-WORK = "work"
-"""Folder for what a killed run can use again; gone when the stage is done."""
 UNIT_SOURCES = {True: "the median depth of the sparse points is 1", False: "the median predicted depth of the first posed frame is 1"}
 
 
@@ -29,16 +26,8 @@ class Config:
     method: Method = "hybrid"
     """"sfm": structure from motion alone; "alignment": dense alignment on predicted depth alone; "hybrid": alignment for
     the frames that structure from motion leaves out."""
-    max_num_features: int = bounded(3072, 16, 100_000)
-    """SIFT features per frame."""
-    overlap: int = bounded(10, 1, 1000)
-    """How many successors each frame is matched with; further ones are matched at doubling distances."""
-    max_mapped_frames: int = bounded(400, 2)
-    """Of a longer recording, structure from motion gets every n-th frame and dense alignment the others."""
     seed: int = bounded(0, 0, MAX_SEED)
     """Of every random choice."""
-    num_threads: int = bounded(0, 0, MAX_THREADS, keyed=False)
-    """0 means all; 1 gives the same bytes on every run."""
 
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
@@ -58,14 +47,12 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         masks=inputs["masks"] / "masks",
         depth=inputs["depth"] / "depth",
         camera=camera,
-        refine_camera=camera_file["intrinsics"] == "estimated",
     )
-    features = FeatureOptions(config.max_num_features, overlap=config.overlap, seed=config.seed, num_threads=config.num_threads)
-    result = Tracker(recording, config.method, features, out / WORK, config.max_mapped_frames, progress=track).run()
+    maps = [] if config.method == "alignment" else read_maps(inputs["structure"])
+    result = Tracker(recording, maps, config.method, config.seed, progress=track).run()
     if not result.poses:
         raise ReconError('structure from motion registered no frame; trajectory.method = "hybrid" also aligns on predicted depth', 1)
     _write(out, gate, result, config, camera_file["intrinsics"])
-    shutil.rmtree(out / WORK, ignore_errors=True)
 
 
 def _alone(order: list[int], camera: Camera, depth: Path) -> Track:
@@ -129,12 +116,18 @@ def write_points(path: Path, sparse: SparseMap | None) -> None:
         np.savez(file, **arrays)
 
 
+def _also_reads(config: Config) -> tuple[str, ...]:
+    """Alignment alone looks at no map, so none has to be made for it."""
+    return () if config.method == "alignment" else ("structure",)
+
+
 STAGE = Stage(
     config=Config,
     run=run,
-    version=2,
+    version=3,
     reads=("frames", "camera", "masks", "depth"),
+    also_reads=_also_reads,
     writes=("camera.json", "trajectory.json", "points.npz"),
-    seconds_per_frame=1.3,
+    seconds_per_frame=0.3,
     bytes_per_frame=20_000,
 )

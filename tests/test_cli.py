@@ -13,14 +13,14 @@ import pytest
 import trimesh
 from PIL import Image
 
-from recon import __version__, cli
+from recon import __version__, cli, training
 from recon.cli import job, system_libraries, threads
 from recon.io.depth import read_depth
 from recon.pipeline.config import Settings, settings_from, stage_config
-from recon.training import loop
+from recon.training import trainings
 from stages import PIPELINE, load
 
-VERBS = ("run", "plan", "demo", "export", "show", "clean", "train", "settings", "models", "doctor")
+VERBS = ("run", "plan", "demo", "adapt", "export", "show", "clean", "train", "settings", "models", "doctor")
 PHANTOM = "phantom:tube?seed=1&frames=8&width=240&height=200"
 FALLOFF = ("--set", "depth.model=falloff")
 """The quickest network, and one that needs no weights."""
@@ -91,7 +91,7 @@ BAD_INPUTS = {
     "an unknown way to fuse": (f"{PHANTOM} --set fuse=glue", "'tsdf'"),
     "an unknown phantom": ("phantom:banana", "banana"),
     "a negative seed": (f"{PHANTOM} --set seed=-1", "config seed must be between 0 and 2147483647, found -1"),
-    "no frame to map": (f"{PHANTOM} --set trajectory.max_mapped_frames=0", "[trajectory] max_mapped_frames must be at least 2, found 0"),
+    "no frame to map": (f"{PHANTOM} --set structure.max_mapped_frames=0", "[structure] max_mapped_frames must be at least 2, found 0"),
     "no voxel": (f"{PHANTOM} --set surface.voxels_per_depth=0", "[surface] voxels_per_depth must be between"),
     "no memory": (f"{PHANTOM} --set surface.max_volume_mb=0", "[surface] max_volume_mb must be at least"),
     "no width": (f"{PHANTOM} --set surface.pinhole_width_px=0", "[surface] pinhole_width_px must be between"),
@@ -99,6 +99,7 @@ BAD_INPUTS = {
     "a rate that is no number": (f"{PHANTOM} --set frames.frame_rate_hz=nan", "frame_rate_hz must be a finite number, found nan"),
     "an endless start": (f"{PHANTOM} --set frames.start_s=inf", "start_s must be a finite number, found inf"),
     "an end before the start": (f"{PHANTOM} --set frames.start_s=2 frames.end_s=1", "[frames] end_s must be 0 or after start_s"),
+    "a network that cannot be adapted": (f"{PHANTOM} --set depth.adapt=true depth.model=falloff", "knows the lens"),
     "an unknown network": (f"{PHANTOM} --set depth.model=oracle", "oracle"),
 }
 
@@ -322,8 +323,11 @@ def test_every_config_file_is_accepted(capsys, tmp_path, file, monkeypatch):
 @pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "configs" / "train").glob("*.toml")), ids=lambda file: file.name)
 def test_training_takes_its_config_from_file_and_words(capsys, tmp_path, file, monkeypatch):
     seen = []
-    monkeypatch.setattr(loop, "train", lambda config, out: seen.append((config, out)) or out / "weights")
-    assert call(capsys, "train", file, "--out", tmp_path, "--set", "num_steps=5")[0] == 0
-    assert seen[0][0].num_steps == 5 and seen[0][1] == tmp_path
-    code, _, err = call(capsys, "train", file, "--set", "num_stepz=5")
-    assert code == 2 and "did you mean 'num_steps'" in one_line(err)
+    dry = {
+        name: method._replace(run=lambda config, out: seen.append((config, out)) or out / "weights") for name, method in trainings().items()
+    }
+    monkeypatch.setattr(training, "trainings", lambda: dry)
+    assert call(capsys, "train", file, "--out", tmp_path, "--set", "seed=5")[0] == 0
+    assert seen[0][0].seed == 5 and seen[0][1] == tmp_path
+    code, _, err = call(capsys, "train", file, "--set", "sead=5")
+    assert code == 2 and "did you mean 'seed'" in one_line(err)

@@ -293,7 +293,7 @@ def test_a_method_that_left_a_sequence_out_is_empty_there(capsys, tmp_path):
 
 def test_a_finished_run_is_scored_by_what_it_says_itself(capsys, tmp_path):
     spec = "phantom:tube?seed=1&frames=6&width=96&height=80&step_mm=2.0"
-    assert call(capsys, "run", spec, "--out", tmp_path / "run", "--set", "trajectory.max_num_features=500")[0] in (0, 3)
+    assert call(capsys, "run", spec, "--out", tmp_path / "run", "--set", "structure.max_num_features=500")[0] in (0, 3)
     report = json.loads((tmp_path / "run" / "results" / "report.json").read_text())
     again = scored(capsys, "depth", tmp_path / "run", spec, "--unit", "m", "--gt-used", "depth")
     assert value(again, "abs_rel", "scale_frame") == pytest.approx(value(report, "abs_rel", "scale_frame"), rel=1e-9)

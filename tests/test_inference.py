@@ -92,7 +92,7 @@ def test_endodac_sees_plain_colours_and_its_adapters_are_merged(tmp_path, monkey
         if ".norm3." in name or "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     torch.save({**network.state_dict(), "height": 256, "width": 320}, tmp_path / "depth_model.pth")
-    monkeypatch.setattr(inference, "EndoDAC", lambda: EndoDAC(TINY, (4, 5)))
+    monkeypatch.setattr(inference, "EndoDAC", lambda *size_and_grid: EndoDAC(TINY, (4, 5)))
     model = load_depth_model("endodac", weights=tmp_path)
     assert not any("lora" in name for name in model.network.state_dict())
     estimate = model.infer(IMAGE, CAMERA, MASK)
@@ -168,7 +168,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     with pytest.raises(ReconError, match="takes none"):
         load_depth_model("falloff", weights=tmp_path / "student.pth")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ReconError, match=r"holds no \.pth file"):
+    with pytest.raises(ReconError, match=r"holds no \.pth or \.safetensors file"):
         model_info("monodepth2").checksum(tmp_path / "empty")
 
 

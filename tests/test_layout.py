@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 import tomllib
+import typing
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -87,9 +89,19 @@ def test_stages_are_files_and_read_only_earlier_ones():
     known = {SOURCE, RUN}
     for name in PIPELINE:
         stage = load(name)
-        assert set(stage.reads) <= known, f"{name} reads {set(stage.reads) - known} before it is made"
+        for config in _configs(stage.config):
+            reads = set(stage.all_reads(config))
+            assert reads <= known, f"{name} reads {reads - known} before it is made"
         assert stage.writes, f"{name} promises nothing"
         known.add(name)
+
+
+def _configs(config: type) -> Iterator:
+    """The default, and one with each switch turned and each word of a choice."""
+    yield config()
+    for name, hint in typing.get_type_hints(config).items():
+        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else (True, False) if hint is bool else ()
+        yield from (dataclasses.replace(config(), **{name: choice}) for choice in choices)
 
 
 @pytest.mark.parametrize("name", PIPELINE)

@@ -334,6 +334,43 @@ def test_defaults_need_no_file():
     assert settings_from(read_table(None), STAGES) == Settings()
 
 
+@dataclass(frozen=True)
+class Choice:
+    counts: bool = False
+
+
+def counted(inputs, out, config):
+    write_text(out / "seen.txt", ",".join(sorted(inputs)))
+
+
+CHOOSING = {
+    "numbers": STAGES["numbers"],
+    "extra": Stage(Numbers, count_up, reads=("source",), writes=("*.txt",)),
+    "report": Stage(
+        Choice, counted, reads=("numbers",), also_reads=lambda config: ("extra",) if config.counts else (), writes=("seen.txt",)
+    ),
+}
+
+
+def test_what_is_read_may_depend_on_the_config(tmp_path):
+    assert run_all(tmp_path, stages=CHOOSING) == ["done", "done"], "what nobody reads is not made"
+    assert (tmp_path / "results" / "seen.txt").read_text() == "numbers"
+    assert not (tmp_path / "extra").exists()
+    assert run_all(tmp_path, ["report.counts=true"], CHOOSING) == ["reused", "done", "done"]
+    assert (tmp_path / "results" / "seen.txt").read_text() == "extra,numbers"
+    assert "extra" in read_manifest((tmp_path / "results").resolve())["reads"]
+
+
+def test_a_key_depends_on_what_is_read_and_on_nothing_else(tmp_path):
+    def report_key(*words):
+        return plan(tmp_path, words, CHOOSING)[0][-1].key
+
+    assert report_key("extra.count=9") == report_key()
+    assert report_key("report.counts=true", "extra.count=9") != report_key("report.counts=true")
+    kept = store.reached_from(tmp_path, plan(tmp_path, ["report.counts=true"], CHOOSING)[0][-1].folder)
+    assert len(kept) == 1, "nothing was made to know a key"
+
+
 def test_one_thread_does_not_reuse_what_many_made(tmp_path):
     stages = {"alone": Stage(config=Numbers, run=lambda inputs, out, config: None)}
     one, many = (lay_out(tmp_path, stages, {"alone": Numbers()}, "source", Settings(num_threads=n)) for n in (1, 0))

@@ -111,6 +111,7 @@ def page() -> str:
             "intrinsics": "estimated",
             "trained_on": ["phantom"],
             "trained_on_this_data": True,
+            "adapted_on_this_recording": False,
         },
         "alignments": [
             {"alignment": "sim3_trajectory", "scale": 31.2, "rotation_deg": 4.5, "translation": 7.25, "unit": "mm", "condition": None}

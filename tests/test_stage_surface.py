@@ -18,18 +18,21 @@ from recon.io.images import write_jpeg
 from recon.io.masks import write_mask
 from recon.io.meshes import read_mesh
 from recon.io.trajectory import read_tum
+from recon.pipeline import RUN
 from recon.types import ReconError
 
 SPEC = "phantom:tube?seed=3&frames=6&width=160&height=128&step_mm=2.0"
 MM_PER_UNIT = 20.0
 LOST = 4
 STAGES = ("surface", "mesh", "evaluation", "report")
+KEY = "0123456789ab"
+"""Of every artifact."""
 
 
 def earlier_stages(run: Path, unit: str) -> dict[str, Path]:
     """Write what the stages before the surface leave: truth in a world of its own (and of its own unit, if unitless)."""
     names = ("source", "frames", "camera", "masks", "depth", "trajectory", "scale", *STAGES)
-    inputs = {name: run / name for name in names}
+    inputs = {name: run / name / KEY for name in names}
     for folder in inputs.values():
         folder.mkdir(parents=True)
     sequence = open_sequence(SPEC)
@@ -39,11 +42,11 @@ def earlier_stages(run: Path, unit: str) -> dict[str, Path]:
     for frame in sequence.frames:
         name = f"{frame.index:06d}"
         truth = sequence.depth_gt(frame.index)
-        write_jpeg(run / f"frames/images/{name}.jpg", frame.image())
+        write_jpeg(inputs["frames"] / f"images/{name}.jpg", frame.image())
         for folder in ("masks", "tissue"):
-            write_mask(run / f"masks/{folder}/{name}.png", truth.valid)
-        write_depth(run / f"scale/depth/{name}.tiff", truth.depth * np.float32(scale))
-        write_depth(run / f"scale/sigma/{name}.tiff", np.where(truth.valid, np.float32(0.05), np.float32(0)))
+            write_mask(inputs["masks"] / f"{folder}/{name}.png", truth.valid)
+        write_depth(inputs["scale"] / f"depth/{name}.tiff", truth.depth * np.float32(scale))
+        write_depth(inputs["scale"] / f"sigma/{name}.tiff", np.where(truth.valid, np.float32(0.05), np.float32(0)))
         T = first @ sequence.trajectory_gt.T_world_camera[frame.index]
         T[:3, 3] *= scale
         lost = frame.index == LOST
@@ -55,19 +58,19 @@ def earlier_stages(run: Path, unit: str) -> dict[str, Path]:
         gate.append({"index": frame.index, "status": "ok", "reason": None})
     camera = sequence.camera
     recording = {"name": sequence.name, "dataset": "phantom", "incomplete": None, "notes": ["a note"], "frames": frames}
-    write_json(run / "frames/frames.json", recording)
-    write_json(run / "depth/depth.json", {"model": "student", "trained_on": ["phantom"]})
-    write_mask(run / "masks/scope.png", np.ones((sequence.camera.height_px, sequence.camera.width_px), bool))
-    write_json(run / "masks/gate.json", {"frames": gate})
-    write_json(run / "scale/trajectory.json", {"frames": poses})
-    write_json(run / "scale/scale.json", {"source": "given" if unit == "mm" else "none", "value": 1.0, "sigma": None, "unit": unit})
-    write_json(run / "source/source.json", {"path": SPEC, "dataset": None, "camera_file": None, "masks_dir": None})
-    write_camera(run / "camera/camera.json", camera, intrinsics="dataset")
-    write_camera(run / "trajectory/camera.json", camera)
-    for name in names[1:]:
+    write_json(inputs["frames"] / "frames.json", recording)
+    write_json(inputs["depth"] / "depth.json", {"model": "student", "trained_on": ["phantom"], "adapted": False})
+    write_mask(inputs["masks"] / "scope.png", np.ones((sequence.camera.height_px, sequence.camera.width_px), bool))
+    write_json(inputs["masks"] / "gate.json", {"frames": gate})
+    write_json(inputs["scale"] / "trajectory.json", {"frames": poses})
+    write_json(inputs["scale"] / "scale.json", {"source": "given" if unit == "mm" else "none", "value": 1.0, "sigma": None, "unit": unit})
+    write_json(inputs["source"] / "source.json", {"path": SPEC, "dataset": None, "camera_file": None, "masks_dir": None})
+    write_camera(inputs["camera"] / "camera.json", camera, intrinsics="dataset")
+    write_camera(inputs["trajectory"] / "camera.json", camera)
+    for at, name in enumerate(names[1:]):
         manifest = {"stage": name, "config": {}, "seconds": 1.0, "peak_rss_mb": 100.0, "versions": {"python": "3.11"}}
-        write_json(inputs[name] / "manifest.json", manifest)
-    return inputs
+        write_json(inputs[name] / "manifest.json", manifest | {"reads": dict.fromkeys(names[: at + 1], KEY)})
+    return inputs | {RUN: run}
 
 
 def run_stage(name: str, inputs: dict[str, Path], out: Path | None = None, **changes) -> Path:
@@ -123,7 +126,12 @@ def test_the_report_keeps_its_contract(finished):
     assert report["frames"] == {"total": 6, "used": 6, "posed": 5, "rejected": 0, "lost": 1, "keyframes": 2}
     used = report["inputs_used"]
     no_truth = {"gt_depth": False, "gt_pose": False, "gt_scale": False}
-    assert used == no_truth | {"intrinsics": "dataset", "trained_on": ["phantom"], "trained_on_this_data": True}
+    assert used == no_truth | {
+        "intrinsics": "dataset",
+        "trained_on": ["phantom"],
+        "trained_on_this_data": True,
+        "adapted_on_this_recording": False,
+    }
     assert report["evaluation_gt"] == {"depth": True, "trajectory": True, "mesh": True}
     for entry in report["metrics"]:
         promised = {"group", "name", "value", "unit", "alignment", "lower_is_better"}
@@ -178,14 +186,12 @@ def test_one_posed_frame_still_gives_a_mesh_and_a_report(finished, tmp_path):
     trajectory = json.loads((finished["scale"] / "trajectory.json").read_text())
     for frame in trajectory["frames"][1:]:
         frame |= {"status": "lost", "reason": "nothing moved", "T_world_camera": None}
-    scale = tmp_path / "scale"
-    shutil.copytree(finished["scale"], scale)
-    write_json(scale / "trajectory.json", trajectory)
-    inputs = finished | {"scale": scale}
+    run = tmp_path / "run"
+    shutil.copytree(finished[RUN], run)
+    inputs = {name: run / folder.relative_to(finished[RUN]) for name, folder in finished.items()}
+    write_json(inputs["scale"] / "trajectory.json", trajectory)
     for name in STAGES:
-        inputs |= {name: run_stage(name, inputs, tmp_path / name, **SMALL[name])}
-        manifest = {"config": {}, "seconds": 1.0, "peak_rss_mb": 1.0, "versions": {}}
-        write_json(inputs[name] / "manifest.json", manifest)
+        run_stage(name, inputs, **SMALL[name])
     assert report_of(inputs)["frames"]["posed"] == 1
     notes = json.loads((inputs["evaluation"] / "metrics.json").read_text())["notes"]
     assert any(note.startswith("trajectory: not computable") for note in notes)

@@ -1,8 +1,9 @@
-"""The trajectory and scale stages on tiny artifacts: every frame gets an answer, resumed runs give the same bytes."""
+"""The structure, trajectory and scale stages on tiny artifacts: every frame gets an answer, resumed runs give the same bytes."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from recon.io.images import write_jpeg
 from recon.io.masks import write_mask
 from recon.io.trajectory import read_tum
 from recon.pipeline.config import build_config
+from recon.tracking.map_files import read_maps, write_maps
+from recon.tracking.mapping import SparseMap
 from recon.types import ReconError
-from stages import scale, trajectory
+from stages import scale, structure, trajectory
 
 NUM_FRAMES = 8
 REJECTED, BLANK = 2, 7
@@ -53,9 +56,15 @@ def write_inputs(root: Path, poses: list[np.ndarray], blank: int | None = BLANK,
     return {name: root / name for name in ("frames", "camera", "masks", "depth")}
 
 
+def map_sparsely(inputs: dict[str, Path], out: Path, **config) -> dict[str, Path]:
+    """The inputs with the maps of the structure stage, made in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    structure.run(inputs, out, structure.Config(**{"max_num_features": 1000, "overlap": 4, "num_threads": 1} | config))
+    return inputs | {"structure": out}
+
+
 def run(inputs: dict[str, Path], out: Path, **config) -> dict:
     out.mkdir(parents=True, exist_ok=True)
-    config = {"max_num_features": 1000, "overlap": 4, "num_threads": 1} | config
     trajectory.run(inputs, out, trajectory.Config(**config))
     return json.loads((out / "trajectory.json").read_text())
 
@@ -67,7 +76,8 @@ def poses() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def inputs(poses, tmp_path_factory) -> dict[str, Path]:
-    return write_inputs(tmp_path_factory.mktemp("inputs"), poses)
+    made = write_inputs(tmp_path_factory.mktemp("inputs"), poses)
+    return map_sparsely(made, tmp_path_factory.mktemp("structure"))
 
 
 @pytest.fixture(scope="module")
@@ -120,16 +130,47 @@ def test_unit_is_the_median_depth_of_the_points(hybrid):
 
 
 def test_resumed_runs_give_the_same_bytes(hybrid, inputs, tmp_path):
-    work = tmp_path / trajectory.WORK
-    work.mkdir()
+    work = tmp_path / "structure" / structure.WORK
+    work.mkdir(parents=True)
     (work / "database.db").write_bytes(b"left by a killed run")
-    run(inputs, tmp_path)
+    again = map_sparsely(inputs, tmp_path / "structure")
+    assert not work.exists()
+    for name in ("structure.json", "maps/0/camera.json", "maps/0/map.npz"):
+        assert (again["structure"] / name).read_bytes() == (inputs["structure"] / name).read_bytes()
+    run(again, tmp_path / "trajectory")
     for name in ("camera.json", "trajectory.json", "points.npz"):
-        assert (tmp_path / name).read_bytes() == (hybrid[0] / name).read_bytes()
+        assert (tmp_path / "trajectory" / name).read_bytes() == (hybrid[0] / name).read_bytes()
+
+
+def test_structure_lists_its_maps(inputs):
+    listed = json.loads((inputs["structure"] / "structure.json").read_text())
+    [sparse] = read_maps(inputs["structure"])
+    assert listed["num_frames"] == NUM_FRAMES - 1, "the rejected frame is not offered"
+    [entry] = listed["maps"]
+    assert (entry["num_frames"], entry["num_points"]) == (len(sparse.poses), len(sparse.xyz))
+    assert entry["mean_error_px"] == pytest.approx(sparse.error_px.mean())
+    assert sorted(sparse.poses) == [i for i in range(NUM_FRAMES) if i not in (REJECTED, BLANK)]
+
+
+def test_maps_come_back_from_disk_bit_for_bit(tmp_path):
+    rng = np.random.default_rng(0)
+    poses = {7: se3.exp(rng.normal(size=6)), 3: se3.exp(rng.normal(size=6)), 5: se3.exp(rng.normal(size=6))}
+    observations = (np.array([0, 1, 1]), np.array([7, 7, 3]), rng.normal(size=(3, 2)), np.array([4, 9, 2]))
+    sparse = SparseMap(CAMERA, poses, rng.normal(size=(2, 3)), rng.random(2), *observations)
+    write_maps(tmp_path, [sparse, replace(sparse, camera=replace(CAMERA, params=(0.1 + 0.2, *CAMERA.params[1:])))], 9)
+    back = read_maps(tmp_path)
+    assert [m.camera.params[0] for m in back] == [CAMERA.params[0], 0.1 + 0.2]
+    assert list(back[0].poses) == [7, 3, 5], "in the order given"
+    assert all(np.array_equal(back[1].poses[i], poses[i]) for i in poses)
+    for name in ("xyz", "error_px", "obs_point", "obs_frame", "obs_px", "obs_feature"):
+        assert np.array_equal(getattr(back[0], name), getattr(sparse, name))
+    write_maps(tmp_path / "none", [], 0)
+    assert read_maps(tmp_path / "none") == []
 
 
 def test_alignment_alone_poses_the_recording(inputs, poses, tmp_path):
-    description = run(inputs, tmp_path, method="alignment")
+    without_maps = {name: folder for name, folder in inputs.items() if name != "structure"}
+    description = run(without_maps, tmp_path, method="alignment")
     found = found_poses(description)
     assert sorted(found) == [i for i in range(NUM_FRAMES) if i not in (REJECTED, BLANK)]
     check_centres(found, poses, 0.05)
@@ -142,7 +183,7 @@ def test_alignment_alone_poses_the_recording(inputs, poses, tmp_path):
 
 
 def test_a_long_recording_is_mapped_in_part_and_aligned_in_between(inputs, poses, tmp_path):
-    description = run(inputs, tmp_path, max_mapped_frames=4)
+    description = run(map_sparsely(inputs, tmp_path / "structure", max_mapped_frames=4), tmp_path / "trajectory")
     methods = [f["method"] for f in description["frames"] if f["T_world_camera"] is not None]
     assert methods.count("sfm") in (3, 4) and methods.count("alignment") >= 2
     # Alignment takes the tilt of the predicted depth for truth, hence the tolerance.
@@ -150,7 +191,7 @@ def test_a_long_recording_is_mapped_in_part_and_aligned_in_between(inputs, poses
 
 
 def test_a_camera_that_stands_still_stays_still(tmp_path):
-    inputs = write_inputs(tmp_path, [np.eye(4)] * 4, blank=None, rejected=None)
+    inputs = map_sparsely(write_inputs(tmp_path, [np.eye(4)] * 4, blank=None, rejected=None), tmp_path / "structure")
     found = found_poses(run(inputs, tmp_path / "out"))
     assert all(np.allclose(T, np.eye(4), atol=1e-6) for T in found.values()) and len(found) == 4
 
@@ -159,6 +200,7 @@ def test_nothing_to_see_still_ends(tmp_path):
     inputs = write_inputs(tmp_path, [np.eye(4)] * 3, blank=None, rejected=None)
     for path in inputs["frames"].glob("images/*.jpg"):
         write_jpeg(path, np.full((180, 240, 3), 90, np.uint8))
+    inputs = map_sparsely(inputs, tmp_path / "structure")
     with pytest.raises(ReconError, match="registered no frame"):
         run(inputs, tmp_path / "sfm", method="sfm")
     statuses = [f["status"] for f in run(inputs, tmp_path / "out")["frames"]]
@@ -210,7 +252,7 @@ def test_camera_passes_through(hybrid):
 
 
 def test_no_usable_frame_is_said(tmp_path):
-    inputs = write_inputs(tmp_path, [np.eye(4)], blank=None, rejected=0)
+    inputs = map_sparsely(write_inputs(tmp_path, [np.eye(4)], blank=None, rejected=0), tmp_path / "structure")
     with pytest.raises(ReconError, match="every frame was rejected"):
         run(inputs, tmp_path / "out")
 
@@ -223,6 +265,8 @@ def test_unrelated_views_keep_their_depth_without_a_place_in_a_world(poses, tmp_
     inputs = write_inputs(tmp_path, poses[:4], blank=None, rejected=None)
     listed = json.loads((inputs["frames"] / "frames.json").read_text())
     write_json(inputs["frames"] / "frames.json", listed | {"is_unrelated": True})
+    inputs = map_sparsely(inputs, tmp_path / "structure")
+    assert read_maps(inputs["structure"]) == [], "views that do not follow one another are not matched"
     found = run(inputs, tmp_path / "trajectory")
     assert [frame["status"] for frame in found["frames"]] == ["keyframe", "lost", "lost", "lost"]
     assert "unrelated" in found["frames"][1]["reason"]
@@ -231,3 +275,8 @@ def test_unrelated_views_keep_their_depth_without_a_place_in_a_world(poses, tmp_
     scale.run(inputs | {"trajectory": tmp_path / "trajectory"}, out, scale.Config())
     assert sorted(file.stem for file in (out / "depth").iterdir()) == [f"{index:06d}" for index in range(4)]
     assert np.median(read_depth(out / "depth" / "000000.tiff")) == pytest.approx(1, rel=1e-5)
+
+
+def test_alignment_alone_does_not_ask_for_structure():
+    assert "structure" in trajectory.STAGE.all_reads(trajectory.Config())
+    assert "structure" not in trajectory.STAGE.all_reads(trajectory.Config(method="alignment"))

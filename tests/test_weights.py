@@ -144,8 +144,8 @@ def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path, stored, says):
 
 
 def test_a_folder_and_nothing_are_named(tmp_path):
-    for path in (tmp_path, tmp_path / "nowhere.pth"):
-        with pytest.raises(ReconError, match="are missing"):
+    for path, says in ((tmp_path, "are a folder, expected one file"), (tmp_path / "nowhere.pth", "are missing")):
+        with pytest.raises(ReconError, match=says):
             load_weights(small_network(), path)
         with pytest.raises(ReconError, match="cannot be read"):
             read_checkpoint(path)

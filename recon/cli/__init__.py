@@ -132,13 +132,26 @@ def _add_pipeline_verbs(verbs) -> None:
         recon plan surgery.mp4 --out runs/surgery
         """,
     )
+    adapt = _verb(
+        verbs,
+        "adapt",
+        "job:adapt",
+        "fine-tune the depth network on one recording, without any truth",
+        """
+        recon adapt surgery.mp4 --out runs/surgery
+        recon adapt surgery.mp4 --out runs/surgery --set depth.adapt_steps=400
+        recon run surgery.mp4 --out runs/surgery --set depth.adapt=true
+        """,
+    )
+    adapt.add_argument("-o", "--out", type=Path, metavar="RUN", help="folder of the run (default: runs/ and the source's name)")
     for parser in (run, plan):
-        parser.add_argument("source", metavar="SOURCE", help='video file, folder of images, data set sequence, or "phantom"')
         parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+        parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    for parser in (run, plan, adapt):
+        parser.add_argument("source", metavar="SOURCE", help='video file, folder of images, data set sequence, or "phantom"')
         parser.add_argument("--dataset", metavar="NAME", help="read SOURCE as this data set instead of recognising it")
         parser.add_argument("--camera", type=Path, metavar="FILE", help="camera.json with the intrinsics")
         parser.add_argument("--masks", type=Path, metavar="DIR", help="instrument masks named like the frames (white = instrument)")
-        parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
         _add_config(parser)
     demo = _verb(
         verbs,

@@ -1,8 +1,9 @@
-"""The verbs that work on a recording: run, plan, demo."""
+"""The verbs that work on a recording: run, plan, demo, adapt."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,26 @@ def demo(arguments: argparse.Namespace) -> int:
     return _execute(_job_from(argparse.Namespace(**{**vars(arguments), **vars(source)})))
 
 
+def adapt(arguments: argparse.Namespace) -> int:
+    """Run as far as the depth network adapted to the recording; `run` in the same folder goes on from there."""
+    name = re.sub(r"[^\w.-]+", "_", Path(arguments.source).absolute().stem)
+    words = {"out": arguments.out or Path("runs") / name, "overrides": [*arguments.overrides, "depth.adapt=true"], "until": "depth"}
+    folder = _made(_job_from(argparse.Namespace(**{**vars(arguments), **words})))[-1].folder
+    for line in _adaptation_lines(read_json(folder / "adaptation.json"), folder / "adapted.safetensors"):
+        stdout.print(line, soft_wrap=True)
+    return 0
+
+
+def _adaptation_lines(found: dict[str, Any], weights: Path) -> list[str]:
+    """What adaptation.json says, for the terminal."""
+    if not found["adapted"]:
+        return [f"the network stays as it was: {found['reason']}"]
+    counts = f"{found['num_learnt']} frames learnt from, {found['num_held_out']} held out; step {found['step']} of {found['num_steps']}"
+    names = ("photometric", "points")
+    errors = [f"held-out {name} error {found['start'][name]:.4f} before, {found['best'][name]:.4f} after" for name in names]
+    return [counts, *errors, f"weights {weights}"]
+
+
 def plan(arguments: argparse.Namespace) -> int:
     """Print what `run` would do."""
     job = _job_from(arguments)
@@ -106,13 +127,19 @@ def _job_from(arguments: argparse.Namespace) -> _Job:
     )
 
 
-def _execute(job: _Job) -> int:
+def _made(job: _Job) -> list[Step]:
+    """The steps of a job, all done."""
     checksums = Checksums(job.run)
     key, steps = job.steps(checksums)
     with run_lock(job.run):
         checksums.save()
         write_source(source_folder(job.run, key), job.source)
         execute(job.run, steps, job.settings, say=lambda line: print(line, file=sys.stderr, flush=True))
+    return steps
+
+
+def _execute(job: _Job) -> int:
+    steps = _made(job)
     if steps[-1].name != RESULTS_STAGE:
         stdout.print(f"stopped after {steps[-1].name}: {steps[-1].folder}", soft_wrap=True)
         return 0

@@ -33,6 +33,6 @@ def gradient_residual(residual: Float[Tensor, "b h w"], mask: Bool[Tensor, "b h 
     return total
 
 
-def laplace_nll(residual: Float[Tensor, "b h w"], log_scale: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+def laplace_nll(residual: Float[Tensor, "*shape"], log_scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Negative log-likelihood of a residual under a Laplace density of the given log-scale (Kendall & Gal 2017)."""
     return residual.abs() * torch.exp(-log_scale) + log_scale

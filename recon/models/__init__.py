@@ -22,6 +22,8 @@ from recon.types import Camera, ReconError
 PLUG_INS = "endorecon.depth_models"
 """The entry point group in which packages name their networks."""
 EXPORTED = (".pt2", ".onnx")
+STORED = (".pth", ".safetensors")
+"""Files that count as weights in a folder of them: the authors' and those of `recon train`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class ModelInfo:
     output: Literal["distance", "depth", "disparity", "metric"]
     """What the network itself says: along the ray, z-depth, its inverse, or z-depth in metres."""
     trained_on: tuple[str, ...]
-    """Data sets (keys of `recon.data.DATASETS`, or names of splits) whose images or truth the weights have seen."""
+    """Data sets (keys of `recon.data.DATASETS`; `dataset/split` where it was a split's part) that the usual weights have seen."""
     load: Callable[[str, Path | None], DepthModel]
     """From a device, and where the weights lie (None where there are none), to the model."""
     packaged: Path | None = None
@@ -72,7 +74,9 @@ class ModelInfo:
         return "none needed" if self.published is None else f"given by depth.weights=FILE: {self.published}"
 
     def weights_path(self, given: Path | None) -> Path | None:
-        """Where the weights lie. Raises ReconError where they are needed and not there, and where given ones have no use."""
+        """Where the weights lie. Raises ReconError where they are needed and not there, and where given ones are of no use."""
+        from recon.models.weights import training_facts
+
         if given is None:
             if self.packaged is None and self.published is not None:
                 raise ReconError(f"depth.model {self.name!r} needs its weights: set depth.weights=FILE; {self.published}")
@@ -81,7 +85,22 @@ class ModelInfo:
             raise ReconError(f"depth.weights {given}: depth.model {self.name!r} takes none; leave it out")
         if not given.exists():
             raise ReconError(f"depth.weights {given} does not exist: give the weights of {self.name!r}; {self.published}")
+        method = training_facts(given).get("method", self.name)
+        if method != self.name:
+            raise ReconError(f"depth.weights {given} were trained as {method!r}, not as {self.name!r}: set depth.model={method}")
         return given
+
+    def seen(self, given: Path | None = None) -> tuple[str, ...]:
+        """What the weights in use were trained on; nothing where nobody says."""
+        from recon.models.weights import training_facts
+
+        if given is None:
+            return self.trained_on
+        facts = training_facts(given)
+        if "trained_on" in facts:
+            return tuple(facts["trained_on"])
+        # The authors' weights are the ones to give where none are packaged.
+        return self.trained_on if self.packaged is None else ()
 
     def checksum(self, given: Path | None = None) -> str:
         """SHA-256 of the weights; the empty string where there are none. Raises ReconError as `weights_path` does."""
@@ -92,9 +111,9 @@ class ModelInfo:
             return ""
         if path.is_file():
             return sha256(path)
-        files = sorted(path.glob("*.pth"))
+        files = sorted(file for file in path.iterdir() if file.suffix in STORED)
         if not files:
-            raise ReconError(f"depth.weights {path} holds no .pth file: give the folder with the weights of {self.name!r}")
+            raise ReconError(f"depth.weights {path} holds no .pth or .safetensors file: give the folder with the weights of {self.name!r}")
         return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
 
 

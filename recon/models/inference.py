@@ -7,7 +7,7 @@ nothing of their certainty: SIGMA stands everywhere, so that nothing is weighed 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,12 @@ from recon.geometry.cameras import resize
 from recon.models import DepthEstimate
 from recon.models.adapters import merge
 from recon.models.depth_anything import SIZES, DepthAnything, imagenet_normalised, network_size
-from recon.models.endodac import EndoDAC
+from recon.models.endodac import GRID, EndoDAC
 from recon.models.litemono import LiteMono
 from recon.models.monodepth2 import Monodepth2, depth_from_sigmoid, load_parts
 from recon.models.resnet import COUNTERS
 from recon.models.student import lens_rays
-from recon.models.weights import load_weights, read_numbers
+from recon.models.weights import TRAINED, load_weights, read_numbers
 from recon.types import Camera
 
 SIGMA = 0.2
@@ -119,7 +119,7 @@ def depth_of_metres(output: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"
 
 
 def load_monodepth2(centred: bool, device: str, weights: Path) -> PictureDepth:
-    """monodepth2 and AF-SfMLearner, from the authors' folder (`encoder.pth`, `depth.pth`) or one file of both parts."""
+    """monodepth2 and AF-SfMLearner, from the authors' folder (`encoder.pth`, `depth.pth`), one of `recon train`, or one file of both."""
     return _load_two_parts(Monodepth2(centred), device, weights)
 
 
@@ -129,11 +129,18 @@ def load_litemono(device: str, weights: Path) -> PictureDepth:
 
 
 def load_endodac(device: str, weights: Path) -> PictureDepth:
-    """EndoDAC, its adapters merged, from the authors' folder or its `depth_model.pth`."""
-    network = EndoDAC()
-    load_weights(network, weights / "depth_model.pth" if weights.is_dir() else weights)
+    """EndoDAC, its adapters merged, from the authors' folder or its `depth_model.pth`, or from a folder of `recon train`.
+
+    The published one is of the size "base"; a trained one says its encoder's width.
+    """
+    if weights.is_dir():
+        weights = weights / (TRAINED if (weights / TRAINED).exists() else "depth_model.pth")
+    numbers = read_numbers(weights)
+    size = next((size for size in SIZES.values() if size.vit.width == numbers.get("encoder_width")), SIZES["base"])
+    network = EndoDAC(size, (int(numbers.get("grid_rows", GRID[0])), int(numbers.get("grid_columns", GRID[1]))))
+    load_weights(network, weights)
     merge(network)
-    return PictureDepth(network, lambda outputs: outputs[0], Reading(lambda width, height: ENDOSCOPIC_PX, depth_of_sigmoid), device)
+    return PictureDepth(network, lambda outputs: outputs[0], Reading(_trained_size(numbers), depth_of_sigmoid), device)
 
 
 def load_depth_anything(version: int, size: str, max_depth: float | None, device: str, weights: Path) -> PictureDepth:
@@ -145,12 +152,18 @@ def load_depth_anything(version: int, size: str, max_depth: float | None, device
 
 
 def _load_two_parts(network: nn.Module, device: str, weights: Path) -> PictureDepth:
-    """The authors' encoder file tells at which size they trained."""
+    """The authors' encoder file tells at which size they trained, and so does the header of `recon train`'s."""
+    if (weights / TRAINED).exists():
+        weights = weights / TRAINED
     if weights.is_dir():
         load_parts(network, weights)
         numbers = read_numbers(weights / "encoder.pth")
     else:
         load_weights(network, weights, may_miss=COUNTERS)
         numbers = read_numbers(weights)
+    return PictureDepth(network, lambda outputs: outputs[0], Reading(_trained_size(numbers), depth_of_sigmoid), device)
+
+
+def _trained_size(numbers: Mapping[str, int | float]) -> Callable[[int, int], tuple[int, int]]:
     trained_px = (int(numbers.get("width", ENDOSCOPIC_PX[0])), int(numbers.get("height", ENDOSCOPIC_PX[1])))
-    return PictureDepth(network, lambda outputs: outputs[0], Reading(lambda width, height: trained_px, depth_of_sigmoid), device)
+    return lambda width, height: trained_px

@@ -11,13 +11,17 @@ from typing import Literal
 from recon.models import ModelInfo, inference
 
 KITTI = ("kitti",)
-SCARED = ("scared-af",)
+SCARED = ("scared/scared-af",)
 NATURAL = ("natural pictures",)
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 MAX_DEPTH_M = 20.0
 """Of the metric networks for rooms, the nearer of the two kinds."""
 PARAMETERS = {"small": 24_785_089, "base": 97_470_785, "large": 335_315_649}
 """Of Depth Anything, either version."""
+
+
+def _own(method: str) -> str:
+    return f"; `recon train configs/train/{method}.toml` makes such weights from any recording"
 
 
 def _depth_anything(version: Literal[1, 2], size: str, is_metric: bool) -> ModelInfo:
@@ -50,7 +54,8 @@ MODELS = (
         output="disparity",
         trained_on=KITTI,
         load=partial(inference.load_monodepth2, True),
-        published="a folder with encoder.pth and depth.pth; its authors publish it at https://github.com/nianticlabs/monodepth2",
+        published="a folder with encoder.pth and depth.pth; its authors publish it at https://github.com/nianticlabs/monodepth2"
+        + _own("monodepth2"),
     ),
     ModelInfo(
         name="af_sfm",
@@ -60,7 +65,8 @@ MODELS = (
         output="disparity",
         trained_on=SCARED,
         load=partial(inference.load_monodepth2, False),
-        published="a folder with encoder.pth and depth.pth; its authors publish it at https://github.com/ShuweiShao/AF-SfMLearner",
+        published="a folder with encoder.pth and depth.pth; its authors publish it at https://github.com/ShuweiShao/AF-SfMLearner"
+        + _own("af_sfm"),
     ),
     ModelInfo(
         name="endodac",
@@ -70,7 +76,7 @@ MODELS = (
         output="disparity",
         trained_on=(*SCARED, *NATURAL),
         load=inference.load_endodac,
-        published="depth_model.pth, which its authors publish at https://github.com/BeileiCui/EndoDAC",
+        published="depth_model.pth, which its authors publish at https://github.com/BeileiCui/EndoDAC" + _own("endodac"),
     ),
     ModelInfo(
         name="litemono",

@@ -124,7 +124,7 @@ class StudentDepth:
     def infer(self, image: UInt8[np.ndarray, "H W 3"], camera: Camera, mask: Bool[np.ndarray, "H W"]) -> DepthEstimate:
         """Estimate z-depth: the network's distance times the cosine of each ray."""
         size = input_size(image.shape[1], image.shape[0])
-        layers = self._layers(image, camera, mask, size)
+        layers = network_layers(image, camera, mask, size)
         seen = student_input(*(torch.from_numpy(layer).permute(2, 0, 1)[None].to(self.device) for layer in layers))
         maps = torch.stack(self.network(seen.contiguous(memory_format=torch.channels_last)), dim=1).float()
         # The network's grid has sides in multiples of its stride; the result keeps the picture's own aspect.
@@ -137,10 +137,13 @@ class StudentDepth:
         inside = _shrunk(mask, (size[0], rows)) & (cosine > 0)
         return DepthEstimate(np.where(inside, distance * cosine, 0).astype(np.float32), np.where(inside, sigma, 0).astype(np.float32))
 
-    def _layers(self, image: np.ndarray, camera: Camera, mask: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        """Colour, rays and mask on the network's grid."""
-        colour = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        return colour, lens_rays(resize(camera, *size)), _shrunk(mask, size)[..., None].astype(np.float32)
+
+def network_layers(
+    image: UInt8[np.ndarray, "H W 3"], camera: Camera, mask: Bool[np.ndarray, "H W"], size: tuple[int, int]
+) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w 1"]]:
+    """Colour, rays and mask on the network's grid of `size` (width, height)."""
+    colour = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    return colour, lens_rays(resize(camera, *size)), _shrunk(mask, size)[..., None].astype(np.float32)
 
 
 def _shrunk(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,10 @@ PACKAGED = Path(__file__).parent / "weights"
 """Weights that ship with the package, each beside its model card."""
 WRAPPERS = ("state_dict", "model")
 """Where training scripts keep the network's own state dict beside the optimiser's."""
+TRAINED = "depth.safetensors"
+"""What `recon train` calls the depth network in its folder of the best networks."""
+TRAINING = "endorecon"
+"""Key in the header of its files, which holds JSON: several keys would lie there in another order each time."""
 PARALLEL = "module."
 """What torch's DataParallel puts before every name."""
 LISTED = 6
@@ -36,7 +43,9 @@ class LoadedWeights:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file. Raises ReconError when it is missing."""
+    """SHA-256 of a file. Raises ReconError when it is missing or a folder."""
+    if path.is_dir():
+        raise ReconError(f"weights {path} are a folder, expected one file: give the path of the file with this network's weights")
     if not path.is_file():
         raise ReconError(f"weights {path} are missing: give the path of an existing file; packaged ones return by reinstalling")
     found = path.stat()
@@ -92,11 +101,28 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 def read_numbers(path: Path) -> dict[str, int | float]:
     """Numbers that a checkpoint holds beside its tensors: monodepth2's family stores the width and height it trained at.
 
-    Raises ReconError for a damaged file and one that holds code.
+    Those of `recon train` are in the header of its file. Raises ReconError for a damaged file and one that holds code.
     """
-    stored = _read(path)
-    entries = stored.items() if isinstance(stored, Mapping) else ()
+    if path.suffix == ".safetensors":
+        entries = training_facts(path).items()
+    else:
+        stored = _read(path)
+        entries = stored.items() if isinstance(stored, Mapping) else ()
     return {name: value for name, value in entries if isinstance(name, str) and isinstance(value, int | float)}
+
+
+def training_facts(path: Path) -> dict[str, Any]:
+    """What `recon train` says of a network in its file's header: method, size in pixels, `trained_on`; nothing of other files.
+
+    `path` is the file or the folder with TRAINED. Raises ReconError for a damaged file.
+    """
+    from safetensors import safe_open
+
+    path = path / TRAINED if path.is_dir() else path
+    if path.suffix != ".safetensors" or not path.exists():
+        return {}
+    with _safetensors_errors(path), safe_open(str(path), "pt") as file:
+        return json.loads((file.metadata() or {}).get(TRAINING, "{}"))
 
 
 def _read(path: Path) -> object:
@@ -104,11 +130,18 @@ def _read(path: Path) -> object:
 
 
 def _read_safetensors(path: Path) -> object:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with _safetensors_errors(path):
         return load_file(str(path))
+
+
+@contextmanager
+def _safetensors_errors(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise ReconError(f"weights {path} cannot be read: {error}; get the file again") from error
 

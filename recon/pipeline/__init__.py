@@ -1,7 +1,7 @@
-"""The stage engine: contract, config, store, runner. Stages import these four names and nothing deeper."""
+"""The stage engine: contract, config, store, runner. Stages import these names and nothing deeper."""
 
 from recon.pipeline.progress import track
-from recon.pipeline.stage import Stage, unkeyed
-from recon.pipeline.store import read_manifest
+from recon.pipeline.stage import RUN, Stage, unkeyed
+from recon.pipeline.store import reached_from, read_manifest
 
-__all__ = ["Stage", "read_manifest", "track", "unkeyed"]
+__all__ = ["RUN", "Stage", "reached_from", "read_manifest", "track", "unkeyed"]

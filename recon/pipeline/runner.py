@@ -43,28 +43,41 @@ class Step:
 
 
 def lay_out(run: Path, stages: Mapping[str, Stage], configs: Mapping[str, Any], source_key: str, settings: Settings) -> list[Step]:
-    """Know every key and folder before anything runs. `stages` is in running order.
+    """Know every key and folder before anything runs. `stages` is in running order, the last one is wanted.
 
+    Left out is what neither it nor anything that it reads, through however many stages, reads under these configs.
     One thread promises the same bytes, so what several threads made is not taken for it, nor the other way round.
     """
     keys = {SOURCE: source_key}
     folders = {SOURCE: source_folder(run, source_key), RUN: run}
     steps = []
-    for name, stage in stages.items():
-        config = configs[name]
+    for name in _needed(stages, configs):
+        stage, config = stages[name], configs[name]
+        reads = stage.all_reads(config)
         recipe = {
             "stage": name,
             "version": stage.version,
             "config": keyed_values(config),
             "checksums": stage.checksums(config) if stage.checksums else {},
-            "reads": {read: keys[read] for read in stage.reads if read != RUN},
+            "reads": {read: keys[read] for read in reads if read != RUN},
             "one_thread": settings.num_threads == 1,
         }
         keys[name] = store.recipe_key(recipe)
         folders[name] = run / name / keys[name]
-        inputs = {read: folders[read] for read in stage.reads}
+        inputs = {read: folders[read] for read in reads}
         steps.append(Step(name, stage, config, recipe, keys[name], folders[name], inputs))
     return steps
+
+
+def _needed(stages: Mapping[str, Stage], configs: Mapping[str, Any]) -> list[str]:
+    """The last stage and all that it hangs on, in running order."""
+    needed: list[str] = []
+    wanted = {next(reversed(stages))}
+    for name in reversed(stages):
+        if name in wanted:
+            needed.append(name)
+            wanted.update(stages[name].all_reads(configs[name]))
+    return needed[::-1]
 
 
 def execute(run: Path, steps: Sequence[Step], settings: Settings, say: Callable[[str], None]) -> None:

@@ -24,6 +24,9 @@ class Stage:
     killed run of the same recipe left; files must be written there atomically, so that what exists is whole."""
     reads: tuple[str, ...] = ()
     """Earlier stages, `SOURCE` or `RUN`."""
+    also_reads: Callable[[Any], tuple[str, ...]] | None = None
+    """From the config to further earlier stages that it asks for. Their keys decide this stage's key, and they are made for it,
+    only then: `run` finds them in `inputs` under the same condition."""
     writes: tuple[str, ...] = ()
     """Globs; each must match at least one file when `run` returns."""
     version: int = 1
@@ -34,6 +37,10 @@ class Stage:
     """Cost on two cores, a hint for `recon plan`."""
     bytes_per_frame: float | int = 0
     """Size on disk, a hint for `recon plan`."""
+
+    def all_reads(self, config: Any) -> tuple[str, ...]:
+        """What the stage reads under this config."""
+        return self.reads + (self.also_reads(config) if self.also_reads else ())
 
 
 def unkeyed(default: Any) -> Any:

@@ -10,10 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pycolmap
 
 from recon.io.colmap_camera import colmap_params
+from recon.io.images import write_png
+from recon.io.masks import read_mask
 from recon.types import Camera
+
+MASK_MARGIN_PX = 5
+"""Features this close to a masked region describe its border and not the tissue."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,17 @@ class FeatureOptions:
     """Each frame is matched with this many successors, and with those 2^k frames ahead for k below this."""
     seed: int = 0
     num_threads: int = 1
+
+
+def feature_masks(masks: Path, frames: Sequence[int], out: Path) -> Path:
+    """Masks for COLMAP of frames whose own are `masks/NNNNNN.png`: named after the image, shrunk by a margin; returns `out`."""
+    margin = np.ones((2 * MASK_MARGIN_PX + 1,) * 2, np.uint8)
+    for index in frames:
+        path = out / f"{index:06d}.jpg.png"
+        if not path.exists():
+            mask = read_mask(masks / f"{index:06d}.png")
+            write_png(path, cv2.erode(mask.astype(np.uint8) * 255, margin, borderValue=255))
+    return out
 
 
 def match_frames(database: Path, images: Path, masks: Path | None, names: Sequence[str], camera: Camera, options: FeatureOptions) -> None:

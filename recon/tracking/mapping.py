@@ -19,6 +19,8 @@ from recon.io.colmap_camera import PIXEL_CENTRE_SHIFT, ColmapLens, colmap_lens, 
 from recon.tracking.features import FeatureOptions, match_frames
 from recon.types import Camera
 
+MIN_MAP_FRAMES = 3
+"""A map of fewer frames is not trusted."""
 FOCAL_LENGTH_RATIO = (0.25, 2.5)
 """Focal lengths over the longer side of the image that a scope may have (127 to 23 degrees): a map outside is bogus."""
 
@@ -52,7 +54,7 @@ def map_frames(
     work: Path,
     options: FeatureOptions,
 ) -> list[SparseMap]:
-    """All maps that the images give, the largest first; none when nothing registers.
+    """All maps of at least MIN_MAP_FRAMES that the images give, the largest first; none when nothing registers.
 
     `names` gives the file in `images` of each frame index, in the order of time. `work` keeps the database: it is made
     once and used again when a stopped run comes back.
@@ -69,7 +71,7 @@ def map_frames(
     )
     index_of = {name: index for index, name in names.items()}
     maps = [_sparse_map(model, camera, lens, refine_camera, index_of) for _, model in sorted(reconstructions.items())]
-    return sorted(maps, key=lambda m: -len(m.poses))
+    return sorted((m for m in maps if len(m.poses) >= MIN_MAP_FRAMES), key=lambda m: -len(m.poses))
 
 
 def matched_database(

@@ -1,4 +1,4 @@
-"""Poses of a whole recording: structure from motion where it registers, dense alignment for the rest.
+"""Poses of a whole recording: from its sparse maps where structure from motion registered, by dense alignment for the rest.
 
 The world has the axes of the first posed camera and its origin there. Its unit makes the median depth of the sparse
 points 1 (the median over frames of each frame's median); without points, the median predicted depth of the first frame.
@@ -12,29 +12,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 from jaxtyping import Float
 
 from recon.geometry import se3
 from recon.geometry.similarity import Similarity
 from recon.io.depth import read_depth
-from recon.io.images import read_image, write_png
+from recon.io.images import read_image
 from recon.io.masks import read_mask
 from recon.tracking.chain import Chain, ChainOptions
 from recon.tracking.dense_frame import DenseFrame, Undistorter
-from recon.tracking.features import FeatureOptions
 from recon.tracking.joining import by_alignment, by_shared_points, merged, same_lens, transformed
-from recon.tracking.mapping import SparseMap, map_frames
+from recon.tracking.mapping import SparseMap
 from recon.tracking.scale_field import FrameRatios, sample_ratios
 from recon.tracking.stillness import is_still
 from recon.types import Camera
 
 Method = Literal["hybrid", "sfm", "alignment"]
-MIN_MAP_FRAMES = 3
-"""A map of fewer frames is not trusted."""
-MASK_MARGIN_PX = 5
-"""Features this close to a masked region describe its border and not the tissue."""
 CACHED_FRAMES = 32
 STARTS = (0.0, 0.25, 0.5, 0.75)
 """Where in the recording alignment without a map may begin."""
@@ -53,7 +47,7 @@ class Recording:
     depth: Path
     """Folder of NNNNNN.tiff: predicted z-depth."""
     camera: Camera
-    refine_camera: bool
+    """The lens as it was given or assumed; a map may have refined it."""
 
 
 @dataclass(frozen=True)
@@ -86,22 +80,18 @@ class Tracker:
     """One recording on its way to a track."""
 
     recording: Recording
+    maps: Sequence[SparseMap]
+    """What structure from motion gave, the largest first; each in a frame and unit of its own."""
     method: Method
-    features: FeatureOptions
-    work: Path
-    """Folder for what a stopped run can use again."""
-    max_mapped_frames: int = 400
-    """Of a longer recording, structure from motion gets every n-th frame and dense alignment the others: its time grows
-    with the square of the number of frames."""
+    seed: int = 0
     chain_options: ChainOptions = field(default_factory=ChainOptions)
     progress: Callable[[Iterable[int], int, str], Iterable[int]] = as_is
     camera: Camera = field(init=False)
 
     def run(self) -> Track:
-        """Maps, their joining, then alignment of what is left."""
-        maps = self._maps()
-        still = bool(maps) and is_still(maps[0])
-        maps = [] if still else maps
+        """Joining of the maps, then alignment of what is left."""
+        still = bool(self.maps) and is_still(self.maps[0])
+        maps = [] if still else self.maps
         self.camera = maps[0].camera if maps else self.recording.camera
         chain = Chain(self.recording.order, lru_cache(CACHED_FRAMES)(self._dense_frame), self.chain_options)
         if still:
@@ -119,28 +109,6 @@ class Tracker:
         track = Track(self.camera, chain.poses, chain.factors, chain.keyframe_of, method_of, reasons, sparse, len(maps), num_joined)
         return normalised(track)
 
-    def _maps(self) -> list[SparseMap]:
-        if self.method == "alignment":
-            return []
-        masks = self._feature_masks()
-        stride = -(-len(self.recording.order) // self.max_mapped_frames)
-        names = {index: f"{index:06d}.jpg" for index in self.recording.order[::stride]}
-        maps = map_frames(
-            self.recording.images, masks, names, self.recording.camera, self.recording.refine_camera, self.work, self.features
-        )
-        return [m for m in maps if len(m.poses) >= MIN_MAP_FRAMES]
-
-    def _feature_masks(self) -> Path:
-        """Masks for COLMAP: named after the image, shrunk by a margin."""
-        folder = self.work / "masks"
-        margin = np.ones((2 * MASK_MARGIN_PX + 1,) * 2, np.uint8)
-        for index in self.recording.order:
-            path = folder / f"{index:06d}.jpg.png"
-            if not path.exists():
-                mask = read_mask(self.recording.masks / f"{index:06d}.png")
-                write_png(path, cv2.erode(mask.astype(np.uint8) * 255, margin, borderValue=255))
-        return folder
-
     def _dense_frame(self, index: int) -> DenseFrame:
         recording = self.recording
         return Undistorter(self.camera).frame(
@@ -156,7 +124,7 @@ class Tracker:
         each other map is as short as it can be, and the others are linked by alignment.
         """
         self._add(chain, maps[0])
-        whole, apart = self._join(maps[0], maps[1:], chain, lambda whole, other: by_shared_points(whole, other, self.features.seed))
+        whole, apart = self._join(maps[0], maps[1:], chain, lambda whole, other: by_shared_points(whole, other, self.seed))
         if apart and self.method == "hybrid":
             self._align(chain, leave_out={index for other in apart for index in other.poses})
             whole, apart = self._join(whole, apart, chain, lambda _, other: by_alignment(chain, other, self._factors(other)))

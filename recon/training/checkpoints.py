@@ -65,7 +65,8 @@ class Log:
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=num_done + 1)
         for path in folder.glob("*.csv"):
             lines = path.read_text().splitlines(keepends=True)
-            write_text(path, "".join(line for line in lines if not line[0].isdigit() or int(line.partition(",")[0]) <= num_done))
+            whole = [line for line in lines if line.endswith("\n")]
+            write_text(path, "".join(line for line in whole if not line[0].isdigit() or int(line.partition(",")[0]) <= num_done))
 
     def add(self, name: str, step: int, values: dict[str, float]) -> None:
         """Append a row to `name`.csv and to TensorBoard; `step` counts the steps done."""

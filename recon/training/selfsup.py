@@ -5,6 +5,7 @@ The best networks are those of the smallest photometric error on clips held out 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ from recon.data import open_sequence
 from recon.data.splits import read_split
 from recon.io.atomic import write_bytes, write_json
 from recon.io.images import write_png
+from recon.models.weights import TRAINING
 from recon.report.figures import DEPTH_COLORS, colorize
 from recon.training.checkpoints import Interval, Log, load_checkpoint, recipe, save_checkpoint
 from recon.training.clip_store import Recording
@@ -35,6 +37,8 @@ class Clips(NamedTuple):
 
     training: ClipSource
     validation: ClipSource
+    datasets: tuple[str, ...]
+    """Which data sets they are from; `dataset/split` for a part of a split."""
 
 
 def train_self_supervised(name: str, config: SelfSupervisedConfig, out: Path, stop_after: int | None = None) -> Path:
@@ -54,11 +58,12 @@ def train_self_supervised(name: str, config: SelfSupervisedConfig, out: Path, st
         logger.warning("%s", note)
     epoch_steps = clips.training.steps_per_epoch(config.batch_size)
     last_step = config.num_epochs * epoch_steps
-    state = TrainingState(METHODS[name](config))
+    state = TrainingState(METHODS[name](config), clips.datasets)
     state.load(out / "checkpoint.pt")
     log, due = Log(out, state.step), Interval(config.checkpoint_minutes)
     if state.step == 0:
-        state.validate(clips.validation, log, out)
+        state.validate(clips.validation, log, out / "best")
+        state.draw(clips.validation, log, out / "pictures")
     for batch in clip_batches(clips.training, config.batch_size, state.step, last_step, config.num_workers):
         if config.patience and state.num_stale >= config.patience:
             logger.info("stopped after %d steps: the last %d validations were no better", state.step, state.num_stale)
@@ -67,7 +72,9 @@ def train_self_supervised(name: str, config: SelfSupervisedConfig, out: Path, st
         log.add("losses", state.step, losses)
         is_last = state.step in (last_step, stop_after)
         if state.step % (config.validate_every or epoch_steps) == 0 or state.step == last_step:
-            state.validate(clips.validation, log, out)
+            state.validate(clips.validation, log, out / "best")
+        if state.step % epoch_steps == 0:
+            state.draw(clips.validation, log, out / "pictures")
         if due.is_over() or is_last:
             state.save(out / "checkpoint.pt")
         if is_last:
@@ -85,12 +92,14 @@ def open_clips(config: SelfSupervisedConfig, folder: Path) -> Clips:
         if len(config.sources) != 1 or config.validation_sources:
             raise ReconError("with a split, sources is the one folder that its recordings lie below, and validation_sources stays empty")
         split, root = read_split(config.split), Path(config.sources[0])
+        datasets = (f"{split.dataset}/{split.name}",)
         training, validation = split_recordings(split, "train", root), split_recordings(split, "val", root)
     else:
         training, validation = recordings(config.sources), recordings(config.validation_sources)
+        datasets = tuple(sorted({recording.sequence.dataset for recording in (*training, *validation)}))
     if validation:
-        return Clips(ClipSource(training, folder, plan, "all"), ClipSource(validation, folder, plan, "all", augment=False))
-    return Clips(ClipSource(training, folder, plan, "train"), ClipSource(training, folder, plan, "val"))
+        return Clips(ClipSource(training, folder, plan, "all"), ClipSource(validation, folder, plan, "all", augment=False), datasets)
+    return Clips(ClipSource(training, folder, plan, "train"), ClipSource(training, folder, plan, "val"), datasets)
 
 
 def recordings(sources: tuple[str, ...]) -> list[Recording]:
@@ -101,11 +110,10 @@ def recordings(sources: tuple[str, ...]) -> list[Recording]:
 class TrainingState:
     """Everything that a resumed run needs: networks, optimisers, loss scales, step and the best so far."""
 
-    def __init__(self, method: Method) -> None:
-        self.method, self.config = method, method.config
+    def __init__(self, method: Method, datasets: tuple[str, ...]) -> None:
+        self.method, self.config, self.datasets = method, method.config, datasets
         device = torch.device(self.config.device).type
-        uses_half = self.config.mixed_precision and device == "cuda"
-        self.scalers = [torch.amp.GradScaler(device, enabled=uses_half) for _ in method.phases]
+        self.scalers = [torch.amp.GradScaler(device, enabled=self.config.uses_half) for _ in method.phases]
         self.step = 0
         self.best_error = math.inf
         self.num_stale = 0
@@ -133,8 +141,8 @@ class TrainingState:
         self.step += 1
         return {**logged, "decay": decay}
 
-    def validate(self, source: ClipSource, log: Log, out: Path) -> None:
-        """Score the held-out clips, draw the first one's depth, and keep the networks if they are the best so far."""
+    def validate(self, source: ClipSource, log: Log, best: Path) -> None:
+        """Score the held-out clips, and keep the networks in the folder `best` if they are the best so far."""
         config, total, count = self.config, 0.0, 0
         for batch in clip_batches(source, config.batch_size, 0, source.steps_per_epoch(config.batch_size), config.num_workers):
             total += self.method.validation_error(batch.to(config.device)) * len(batch.recordings)
@@ -142,21 +150,28 @@ class TrainingState:
         error = total / count
         self.num_stale = 0 if error < self.best_error else self.num_stale + 1
         log.add("validation", self.step, {"photometric": error})
-        picture = depth_picture(self.method, source.clip(0, 0).to(config.device))
-        write_png(out / "pictures" / f"{self.step:07d}.png", picture)
-        log.add_picture("depth", self.step, picture)
         logger.info("step %d: validation error %.5f (best %.5f)", self.step, error, min(error, self.best_error))
         if error < self.best_error:
             self.best_error = error
-            self.save_networks(out / "best")
+            self.save_networks(best)
+
+    def draw(self, source: ClipSource, log: Log, folder: Path) -> None:
+        """A picture of the first held-out clip's depth as it is now."""
+        picture = depth_picture(self.method, source.clip(0, 0).to(self.config.device))
+        write_png(folder / f"{self.step:07d}.png", picture)
+        log.add_picture("depth", self.step, picture)
 
     def save_networks(self, folder: Path) -> None:
-        """Write every network as safetensors under its published key names, and the recipe beside them."""
+        """Write every network as safetensors under its published key names, and the recipe beside them.
+
+        The header says what `recon.models.inference` needs to run the depth network, and what it has seen.
+        """
+        facts = {"method": self.method.name, "trained_on": [*self.datasets, *self.method.seen_before], **self.method.facts()}
+        header = {TRAINING: json.dumps(facts)}
         for name, network in self.method.networks.items():
             weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-            write_bytes(folder / f"{name}.safetensors", safetensors.torch.save(weights))
-        facts = {"config": recipe(self.config), "steps": self.step, "validation_error": self.best_error}
-        write_json(folder / "training.json", facts)
+            write_bytes(folder / f"{name}.safetensors", safetensors.torch.save(weights, header))
+        write_json(folder / "training.json", {"config": recipe(self.config), "steps": self.step, "validation_error": self.best_error})
 
     def save(self, path: Path) -> None:
         parts = {

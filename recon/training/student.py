@@ -36,8 +36,10 @@ class StudentConfig:
     learning_rate: float = 1.5e-3
     weight_decay: float = 1e-4
     warmup_steps: int = 500
+    decay_share: float = 0.3
+    """Of the steps, the last ones, in which the learning rate falls."""
     gradient_weight: float = 0.5
-    uncertainty_weight: float = 0.1
+    uncertainty_weight: float = 0.2
     ema_decay: float = 0.999
     bfloat16: bool = True
     validate_every: int = 1000
@@ -143,11 +145,15 @@ def training_step(state: TrainingState, batch: Batch, config: StudentConfig) -> 
 
 
 def learning_rate(step: int, config: StudentConfig) -> float:
-    """Linear warm-up, then half a cosine to a hundredth."""
+    """Linear warm-up, a plateau, and at the end a fall with the square root of its progress (Hagele et al. 2024).
+
+    As long as the plateau lasts, nothing depends on `num_steps` yet.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(config.num_steps - config.warmup_steps, 1)
-    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+    num_falling = config.decay_share * config.num_steps
+    progress = (step - (config.num_steps - num_falling)) / max(num_falling, 1.0)
+    return config.learning_rate * max(1 - math.sqrt(max(progress, 0.0)), 0.01)
 
 
 def compute_losses(network: torch.nn.Module, batch: Batch, config: StudentConfig) -> dict[str, torch.Tensor]:

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import network as acceptance_network
 import numpy as np
 
 from recon.data.phantom import DEMO_SPEC, open_phantom
 from recon.io.meshes import read_mesh
+from recon.models import load_depth_model
 from stages import PIPELINE
 
 ROOT = Path(__file__).parents[2]
@@ -122,12 +124,16 @@ def disagreement(folder: Path, source: Path, figures: dict[str, float]) -> dict[
     return {"eval_disagreement_percent": max(100 * abs(own[ours] / figures[theirs] - 1) for ours, theirs in names.items())}
 
 
+def network(folder: Path) -> dict[str, float]:
+    return acceptance_network.figures(load_depth_model("student"))
+
+
 def killed(folder: Path) -> dict[str, float]:
     """One run is left alone; another is killed in every stage, at once and a second later, and started again each time.
 
     Structure from motion gets every second frame, so that dense alignment has a say in what is compared.
     """
-    words = ("run", SMALL_PHANTOM, "--set", "num_threads=1", "--set", "trajectory.max_mapped_frames=6", "--out")
+    words = ("run", SMALL_PHANTOM, "--set", "num_threads=1", "--set", "structure.max_mapped_frames=6", "--out")
     recon(*words, folder / "alone")
     methods = {frame["method"] for frame in read_frames(folder / "alone")}
     if not {"sfm", "alignment"} <= methods:
@@ -180,6 +186,7 @@ GROUPS: dict[str, Callable[[Path], dict[str, float]]] = {
     "nasal": nasal,
     "laparoscopy": laparoscopy,
     "colon": colon,
+    "network": network,
     "killed": killed,
 }
 

@@ -7,4 +7,4 @@ from recon.training.methods.endodac import EndoDacMethod
 from recon.training.methods.method import Method
 from recon.training.methods.monodepth2 import Monodepth2Method
 
-METHODS: dict[str, type[Method]] = {"monodepth2": Monodepth2Method, "af_sfm": AfSfmMethod, "endodac": EndoDacMethod}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Monodepth2Method, AfSfmMethod, EndoDacMethod)}

@@ -68,6 +68,7 @@ class Registration(NamedTuple):
 class AfSfmMethod(Method):
     """Two phases: optical flow; depth, pose and appearance flow."""
 
+    name = "af_sfm"
     config_type = AfSfmConfig
     config: AfSfmConfig
 
@@ -151,8 +152,7 @@ class AfSfmMethod(Method):
         self, registration: Registration, target: Float[Tensor, "b 3 h w"]
     ) -> tuple[list[Float[Tensor, "b 3 h w"]], list[Float[Tensor, "b 3 h w"]]]:
         """The appearance flow at full size and the target refined by it, for each of four scales."""
-        kind = target.device.type
-        with torch.autocast(kind, torch.float16, enabled=self.config.mixed_precision and kind == "cuda"):
+        with self.half_precision():
             coarse = self.networks["appearance"](registration.image.detach(), target)
         transforms = [enlarged(transform.float(), target) for transform in coarse]
         return transforms, [refined_target(target, transform, registration.visible) for transform in transforms]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from recon.models.depth_anything import SIZES
 from recon.models.endodac import GRID, EndoDAC, load_depth_anything
+from recon.models.published import NATURAL
 from recon.training.methods.af_sfm import AfSfmConfig, AfSfmMethod
 from recon.types import ReconError, bounded
 
@@ -44,6 +45,7 @@ class EndoDacConfig(AfSfmConfig):
 class EndoDacMethod(AfSfmMethod):
     """AF-SfMLearner's phases with another depth network."""
 
+    name = "endodac"
     config_type = EndoDacConfig
     config: EndoDacConfig
 
@@ -56,7 +58,13 @@ class EndoDacMethod(AfSfmMethod):
             logger.warning("foundation_weights is not set: the frozen part of the depth network has random weights")
         else:
             load_depth_anything(network, config.foundation_weights)
+            self.seen_before = NATURAL
         return network
+
+    def facts(self) -> dict[str, int]:
+        config = self.config
+        grid = {"grid_rows": config.grid_rows, "grid_columns": config.grid_columns}
+        return {**super().facts(), **grid, "encoder_width": SIZES[config.size].vit.width}
 
     def begin_step(self, step: int) -> None:
         """Train LoRA's matrices in the warm-up and its vectors after it."""

@@ -7,6 +7,7 @@ networks, while the others are in evaluation mode and take no gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -82,6 +83,11 @@ class SelfSupervisedConfig:
     device: str = "cpu"
     """"cpu", "cuda" or "cuda:1"."""
 
+    @property
+    def uses_half(self) -> bool:
+        """Whether depth and appearance networks run in half precision, with their losses scaled for it."""
+        return self.mixed_precision and torch.device(self.device).type == "cuda"
+
     def plan(self) -> ClipPlan:
         """How clips are cut: a target between the frames before and after it."""
         return ClipPlan(
@@ -115,10 +121,18 @@ class Warped(NamedTuple):
 class Method:
     """A depth network, a pose network and whatever else a method trains, in `networks`; its `phases` say how."""
 
+    name: ClassVar[str]
+    """As a training's config calls it, and `recon models` the depth network."""
     config_type: ClassVar[type[SelfSupervisedConfig]]
     config: SelfSupervisedConfig
+    seen_before: tuple[str, ...] = ()
+    """What weights that training starts from were trained on."""
     networks: nn.ModuleDict
     phases: tuple[Phase, ...]
+
+    def facts(self) -> dict[str, int]:
+        """What must be known to run the depth network again, for the header of its weights."""
+        return {"width": self.config.width_px, "height": self.config.height_px}
 
     def begin_step(self, step: int) -> None:
         """Change what is trained where a method has a schedule; the loop calls it before every step, also after a resume."""
@@ -135,10 +149,13 @@ class Method:
                 if isinstance(module, ResNetEncoder):
                     load_imagenet(module, self.config.imagenet_weights)
 
+    def half_precision(self) -> AbstractContextManager:
+        """In which networks run in half precision where the config says so; nothing changes elsewhere."""
+        return torch.autocast(torch.device(self.config.device).type, torch.float16, enabled=self.config.uses_half)
+
     def disparities(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _h _w"]]:
         """Sigmoid disparity at four scales, finest first, in single precision."""
-        kind = image.device.type
-        with torch.autocast(kind, torch.float16, enabled=self.config.mixed_precision and kind == "cuda"):
+        with self.half_precision():
             found = self.networks["depth"](image)
         return [disparity.float() for disparity in found]
 

@@ -33,6 +33,7 @@ class Monodepth2Config(SelfSupervisedConfig):
 class Monodepth2Method(Method):
     """One phase: depth and pose together."""
 
+    name = "monodepth2"
     config_type = Monodepth2Config
 
     def __init__(self, config: Monodepth2Config) -> None:
