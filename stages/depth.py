@@ -10,18 +10,21 @@ from typing import Any, Literal
 
 from recon.io.atomic import read_json, write_json
 from recon.io.cameras import read_camera
-from recon.io.depth import write_depth
+from recon.io.depth import read_depth, write_depth
 from recon.io.images import read_image
 from recon.io.masks import read_mask
-from recon.models import DepthEstimate, load_depth_model, model_info
+from recon.models import DepthEstimate, load_depth_model, model_info, torch_device
 from recon.models.windows import consistent_depth
 from recon.pipeline import Stage, track, unkeyed
+from recon.scoring.score import training_data
 from recon.types import MAX_SEED, ReconError, bounded
 
 log = logging.getLogger(__name__)
 
 ADAPTABLE = ("student",)
 """Networks that can be adapted: they know the lens, so their depth and the poses of structure from motion meet."""
+FEW = 0.5
+"""Share of the frames with any depth, below which a warning says so."""
 ADAPTATION, ADAPTED_WEIGHTS = "adaptation.json", "adapted.safetensors"
 
 
@@ -39,7 +42,7 @@ class Config:
     adapt: bool = False
     """Fine-tune the network on this recording first, without any truth; see `recon adapt`."""
     adapt_parts: Literal["all", "adapters"] = "all"
-    """"adapters" trains low-rank changes of the attention's layers and the norms, a thirtieth of the numbers."""
+    """"adapters" trains low-rank changes of the MLPs in the two attention blocks, and the norms: 1 in 130 of the numbers."""
     adapt_steps: int = bounded(150, 1, 100_000)
     """Of three frames and two partners each; a step costs about a second of one core."""
     seed: int = bounded(0, 0, MAX_SEED)
@@ -58,18 +61,35 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write `depth/NNNNNN.tiff` and `sigma/NNNNNN.tiff` for every frame that the gate let through.
 
     With `adapt`, `adaptation.json` says what came of it, and `adapted.safetensors` holds the weights if they are better.
+    Raises ReconError when the network knows no pixel of any frame.
     """
     usable = [f["index"] for f in read_json(inputs["masks"] / "gate.json")["frames"] if f["status"] == "ok"]
     if not usable:
         raise ReconError("no frame is usable: the gate rejected every one; gate.json of the masks stage has the reasons", exit_code=1)
     weights = _adapted(inputs, out, config) if config.adapt else config.weights
+    num_known = 0
     for index, estimate in track(_estimates(inputs, out, config, weights, usable), len(usable), "estimating depth"):
         if estimate is not None:
             write_depth(out / "depth" / _name(index), estimate.depth)
             write_depth(out / "sigma" / _name(index), estimate.sigma)
+        depth = read_depth(out / "depth" / _name(index)) if estimate is None else estimate.depth
+        num_known += bool((depth > 0).any())
+    _check_known(num_known, len(usable), config.model)
     trained_on = list(model_info(config.model).seen(config.weights))
     model = {"model": config.model, "trained_on": trained_on, "adapted": weights != config.weights}
     write_json(out / "depth.json", model | {"scale": "scale_invariant", "num_frames": len(usable)})
+
+
+def _check_known(num_known: int, num_frames: int, model: str) -> None:
+    """Raises ReconError when there is no depth at all, which later stages would blame on the recording."""
+    if num_known == 0:
+        raise ReconError(
+            f"depth.model {model!r} gave no depth in any of {num_frames} frames (on tissue, all its outputs were NaN, 0 or negative): "
+            "mend that network or choose another",
+            exit_code=1,
+        )
+    if num_known < FEW * num_frames:
+        log.warning("depth.model %r gave depth in %d of %d frames only", model, num_known, num_frames)
 
 
 def _adapted(inputs: dict[str, Path], out: Path, config: Config) -> Path | None:
@@ -95,8 +115,8 @@ def _adapted(inputs: dict[str, Path], out: Path, config: Config) -> Path | None:
 def _facts(frames: Path, config: Config) -> dict[str, Any]:
     """What the weights say of themselves: whose they are, and that they have seen this recording too."""
     source = read_json(frames / "frames.json")
-    seen = [*model_info(config.model).seen(config.weights), f"{source['dataset']}/{source['name']}"]
-    return {"method": config.model, "trained_on": seen}
+    seen = [*model_info(config.model).seen(config.weights), training_data(source["dataset"], source["name"])]
+    return {"method": config.model, "trained_on": list(dict.fromkeys(seen))}
 
 
 def _estimates(
@@ -122,16 +142,9 @@ def _name(index: int) -> str:
     return f"{index:06d}.tiff"
 
 
-def torch_device(name: str) -> str:
-    """The device to run on; "auto" is CUDA where there is one."""
-    import torch
-
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _checksums(config: Config) -> dict[str, str]:
+    """Raises ReconError for what is already wrong before the first stage starts: network, weights, device."""
+    torch_device(config.device)
     info = model_info(config.model)
     return {"weights": info.checksum(config.weights), "code": info.code}
 
@@ -139,11 +152,12 @@ def _checksums(config: Config) -> dict[str, str]:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=4,
+    version=5,
     reads=("frames", "camera", "masks"),
     also_reads=lambda config: ("structure",) if config.adapt else (),
     writes=("depth.json", "depth/*.tiff", "sigma/*.tiff"),
     checksums=_checksums,
     seconds_per_frame=0.06,
+    seconds_once=lambda config: 1.0 * config.adapt_steps if config.adapt else 0.0,
     bytes_per_frame=250_000,
 )

@@ -88,7 +88,7 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
             "gt_scale": False,
             "intrinsics": read_json(inputs["camera"] / "camera.json")["intrinsics"],
             "trained_on": network["trained_on"],
-            "trained_on_this_data": Inputs(trained_on=tuple(network["trained_on"])).has_seen(source["dataset"]),
+            "trained_on_this_data": Inputs(trained_on=tuple(network["trained_on"])).has_seen(source["dataset"], source["name"]),
             "adapted_on_this_recording": network["adapted"],
         },
         "evaluation_gt": evaluation["gt_used"],

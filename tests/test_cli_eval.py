@@ -298,6 +298,7 @@ def test_a_finished_run_is_scored_by_what_it_says_itself(capsys, tmp_path):
     again = scored(capsys, "depth", tmp_path / "run", spec, "--unit", "m", "--gt-used", "depth")
     assert value(again, "abs_rel", "scale_frame") == pytest.approx(value(report, "abs_rel", "scale_frame"), rel=1e-9)
     assert again["inputs"]["gt_depth"] is False and again["inputs"]["trained_on"] == ["phantom"]
+    assert again["inputs"]["adapted_on_this_recording"] is False
     assert any("--unit, --gt-used is not applied" in note for note in again["notes"])
     surface = scored(capsys, "surface", tmp_path / "run", spec)
     assert value(surface, "f_2mm", "sim3_trajectory") == pytest.approx(value(report, "f_2mm", "sim3_trajectory"), rel=1e-9)

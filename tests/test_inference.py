@@ -11,6 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from recon.io.atomic import write_json
+from recon.io.cameras import write_camera
+from recon.io.images import write_jpeg
+from recon.io.masks import write_mask
 from recon.models import DepthEstimate, inference, load_depth_model, model_info, registry
 from recon.models.depth_anything import DepthAnything, DepthAnythingSize
 from recon.models.endodac import EndoDAC
@@ -21,6 +25,7 @@ from recon.models.vit import VitSize
 from recon.pipeline.config import build_config
 from recon.pipeline.stage import keyed_values
 from recon.types import Camera, ReconError
+from stages import depth as depth_stage
 from stages.depth import STAGE, Config
 
 TINY = DepthAnythingSize(VitSize(32, 4, 2, trained_px=42), 8, (8, 12, 16, 20), (0, 1, 2, 3))
@@ -185,3 +190,42 @@ def test_the_stage_keys_by_what_the_weights_are_and_not_by_where_they_lie(tmp_pa
     assert STAGE.checksums(Config(model="monodepth2", weights=folder)) != before
     with pytest.raises(ReconError, match=r"endodac.*depth\.weights=FILE"):
         STAGE.checksums(Config(model="endodac"))
+
+
+def test_a_device_that_is_not_here_is_told_before_the_first_stage():
+    with pytest.raises(ReconError, match=r"device 'tpu'.*use auto or cpu"):
+        STAGE.checksums(Config(device="tpu"))
+
+
+class Blind:
+    """Knows the first `known` frames."""
+
+    def __init__(self, known):
+        self.known, self.num_asked = known, 0
+
+    def infer(self, image, camera, mask):
+        self.num_asked += 1
+        depth = np.full((9, 16), float(self.num_asked <= self.known), np.float32)
+        return DepthEstimate(depth, depth)
+
+
+@pytest.mark.parametrize(("known", "says"), [(0, "gave no depth in any of 4 frames"), (1, "gave depth in 1 of 4 frames only"), (2, None)])
+def test_a_network_that_knows_nothing_is_no_success(tmp_path, monkeypatch, caplog, known, says):
+    write_json(tmp_path / "in" / "gate.json", {"frames": [{"index": index, "status": "ok"} for index in range(4)]})
+    write_camera(tmp_path / "in" / "camera.json", CAMERA)
+    for index in range(4):
+        write_jpeg(tmp_path / "in" / "images" / f"{index:06d}.jpg", IMAGE)
+        write_mask(tmp_path / "in" / "tissue" / f"{index:06d}.png", MASK)
+    network = Blind(known)
+    monkeypatch.setattr(depth_stage, "load_depth_model", lambda *arguments: network)
+    inputs = dict.fromkeys(("frames", "camera", "masks"), tmp_path / "in")
+    for _ in range(2):  # the second goes on from what the first left
+        caplog.clear()
+        if known == 0:
+            with pytest.raises(ReconError, match=f"depth.model 'falloff' {says}") as error:
+                depth_stage.run(inputs, tmp_path / "out", Config(model="falloff"))
+            assert error.value.exit_code == 1 and not (tmp_path / "out" / "depth.json").exists()
+        else:
+            depth_stage.run(inputs, tmp_path / "out", Config(model="falloff"))
+            assert says in caplog.text if says else not caplog.text
+    assert network.num_asked == 4

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from recon import cli
 from recon.data.phantom import open_phantom
 from recon.models import load_depth_model, model_info, registry
 from recon.models.falloff import Falloff
@@ -76,6 +78,33 @@ def test_shipped_weights_are_small_and_have_a_card():
     assert WEIGHTS.stat().st_size < 8_000_000
     card = WEIGHTS.with_suffix(".md").read_text()
     assert sha256(WEIGHTS) in card
+
+
+def test_networks_are_listed_with_whole_addresses(capsys):
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, info in registry().items():
+        assert f"weights of {name}: {info.weights}" in lines
+    assert not any("('" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--out {file}", "--out {file} cannot be made"),
+        ("--out {file}/below", "--out {file}/below cannot be made"),
+        ("--out {file}.d --set device=tpu", "device 'tpu': here are cpu"),
+        ("--out {file}.d --set imagenet_weights={file}.pth", "imagenet_weights {file}.pth does not exist"),
+        ("--out {file}.d --set foundation_weights={file}", "foundation_weights: weights {file} cannot be read"),
+    ],
+)
+def test_training_names_what_it_cannot_use_before_it_makes_anything(capsys, tmp_path, words, says):
+    file = tmp_path / "file"
+    file.write_text("no weights")
+    config = Path(__file__).parents[1] / "configs" / "train" / "endodac.toml"
+    assert cli.main(["train", str(config), *words.format(file=file).split()]) == 2
+    assert says.format(file=file) in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_an_unknown_model_lists_the_known_ones():

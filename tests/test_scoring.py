@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from recon.eval.surface import SurfaceOptions
 from recon.scoring.depth import DepthOptions, compare_depth
 from recon.scoring.frame_surface import FrameComparison, compare_frame_surfaces
 from recon.scoring.prediction import Prediction
-from recon.scoring.score import Inputs, Score, mean_score
+from recon.scoring.score import Inputs, Score, mean_score, training_data
 from recon.types import Metric, ReconError
 
 SPEC = "phantom:tube?seed=5&frames=6&width=64&height=48&step_mm=2.0"
@@ -27,12 +29,12 @@ def score(metrics: list[Metric], num_frames: int, num_missing: int = 0) -> Score
 
 
 def test_what_nobody_said_is_not_taken_for_a_no():
-    assert any("not stated" in line for line in Inputs().sentences("c3vd"))
-    clean = Inputs(False, False, False, "given", ()).sentences("c3vd")
+    assert any("not stated" in line for line in Inputs().sentences("c3vd", "a"))
+    clean = Inputs(False, False, False, "given", ()).sentences("c3vd", "a")
     assert "no truth entered the prediction" in clean and "trained on: nothing" in clean
-    assert any("no errors of a reconstruction" in line for line in Inputs(True, False, False).sentences("c3vd"))
-    assert any("no zero-shot" in line for line in Inputs(trained_on=("c3vd", "phantom")).sentences("c3vd"))
-    assert not any("no zero-shot" in line for line in Inputs(trained_on=("phantom",)).sentences("c3vd"))
+    assert any("no errors of a reconstruction" in line for line in Inputs(True, False, False).sentences("c3vd", "a"))
+    assert any("no zero-shot" in line for line in Inputs(trained_on=("c3vd", "phantom")).sentences("c3vd", "a"))
+    assert not any("no zero-shot" in line for line in Inputs(trained_on=("phantom",)).sentences("c3vd", "a"))
 
 
 def test_sequences_count_the_same_unless_the_authors_average_frames():
@@ -52,7 +54,33 @@ def test_what_was_left_out_is_not_forgotten_in_the_mean():
 
 
 def test_training_data_is_recognised_by_its_data_set():
-    assert Inputs(trained_on=("scared/scared-af",)).has_seen("scared") and not Inputs().has_seen("scared")
+    assert Inputs(trained_on=("scared/scared-af",)).has_seen("scared", "a") and not Inputs().has_seen("scared", "a")
+    assert training_data("c3vd", "cecum_t1_a") == "c3vd"
+
+
+def test_a_recording_of_no_data_set_is_known_by_its_whole_name():
+    inputs = Inputs(trained_on=("phantom", training_data("video", "surgery_1")))
+    assert inputs.has_seen("video", "surgery_1")
+    assert not inputs.has_seen("video", "surgery_2") and not inputs.has_seen("folder", "surgery_1")
+    assert "the method was trained on video/surgery_1: these are no zero-shot numbers" in inputs.sentences("video", "surgery_1")
+
+
+def test_adaptation_to_the_recording_is_said():
+    said = [line for line in Inputs(adapted_on_this_recording=True).sentences("c3vd", "a") if "adapted on this recording" in line]
+    assert len(said) == 1
+    for value in (None, False):
+        assert not any("adapted" in line for line in Inputs(adapted_on_this_recording=value).sentences("c3vd", "a"))
+    one = replace(score([metric(0.1)], 1), inputs=Inputs(adapted_on_this_recording=True, trained_on=("a",)))
+    stored = one.as_json()["inputs"]
+    assert stored["adapted_on_this_recording"] is True and said[0] in stored["text"]
+
+
+def test_a_mean_rests_on_what_any_of_its_scores_rests_on():
+    one = replace(score([metric(0.1)], 1), inputs=Inputs(False, False, True, "given", ("a", "b"), True))
+    two = replace(score([metric(0.2)], 1), inputs=Inputs(False, None, None, "given", ("b", "c"), False))
+    assert mean_score([one, two]).inputs == Inputs(False, None, True, "given", ("a", "b", "c"), True)
+    three = replace(two, inputs=Inputs(False, False, False, "estimated"))
+    assert mean_score([two, three]).inputs == Inputs(False, None, None, "several", None, None)
 
 
 def test_a_mean_has_an_interval_over_sequences():

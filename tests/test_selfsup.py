@@ -30,16 +30,14 @@ from recon.types import ReconError
 TUBE = "phantom:tube?seed=3&frames=40&width=96&height=64&lens=pinhole&fov_deg=80&round_mask=false&noise=0"
 SHORT = "phantom:tube?seed=3&frames=24&width=96&height=64"
 # No ImageNet weights and only some dozen steps: pose has to keep up with depth (motion_factor), and the appearance flow, which
-# could explain everything before the optical flow has learned to, is held nearly constant over the picture.
+# could explain everything before the optical flow has learned to, is held nearly constant over the picture by a weight 100,000 times
+# the published one: these tests are of depth. What appearance flow does with its published weight, test_af_sfm.py says.
 TINY = {
     "width_px": 96, "height_px": 64, "batch_size": 2, "learning_rate": 2e-4, "motion_factor": 0.03, "num_threads": 1,
 }  # fmt: skip
 FLOW = {"flow_learning_rate": 5e-4, "appearance_smoothness_weight": 1000.0}
 VIT = {"size": "tiny", "grid_rows": 5, "grid_columns": 7}
-ENDODAC = {
-    "num_epochs": 14, "decay_epochs": 14, "batch_size": 4, "learning_rate": 5e-4, "motion_factor": 0.012, "warmup_steps": 40,
-    "learn_intrinsics": False, **FLOW, **VIT,
-}  # fmt: skip
+ENDODAC = {"num_epochs": 6, "learning_rate": 5e-4, "warmup_steps": 60, "learn_intrinsics": False, **FLOW, **VIT}
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +86,7 @@ def photometric_by_epoch(folder, steps):
     [
         ("monodepth2", {"num_epochs": 6}, 0.8),
         ("af_sfm", {"num_epochs": 7, "batch_size": 4, **FLOW}, 0.8),
-        pytest.param("endodac", ENDODAC, 0.95, marks=pytest.mark.slow),
+        ("endodac", ENDODAC, 0.85),
     ],
 )
 def test_photometric_and_depth_errors_fall(tmp_path, name, changes, most):
@@ -98,7 +96,7 @@ def test_photometric_and_depth_errors_fall(tmp_path, name, changes, most):
     clips = open_clips(config, tmp_path / "clips")
     errors = [row["photometric"] for row in rows(tmp_path, "validation")]
     assert min(errors) < 0.95 * errors[0]
-    if name != "endodac":  # its appearance flow, which is compared with, takes as long to settle
+    if name != "endodac":  # at its rate the refined target, which is compared with, moves faster than depth follows
         by_epoch = photometric_by_epoch(tmp_path, clips.training.steps_per_epoch(config.batch_size))
         assert by_epoch[-1] < 0.95 * by_epoch[0]
     method = untrained(name, config)
@@ -117,7 +115,7 @@ def test_a_learned_lens_moves_towards_the_true_one(tmp_path):
     method, batch = untrained("monodepth2", config), clips.training.batch(0, 8)
     at_start = focal_lengths(method, batch)
     method.networks.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["networks"])
-    truth = np.array(clips.training.batch(0, 1).pinhole[0, :2])
+    truth = np.array(clips.training.batch(0, 1).cameras[0].params[:2])
     share = (at_start - focal_lengths(method, batch)) / (at_start - truth)
     assert (share > 0.03).all() and (share < 1.0).all()
 
@@ -282,6 +280,45 @@ def test_training_stops_when_validation_no_longer_improves(tmp_path):
     errors = [row["photometric"] for row in rows(tmp_path, "validation")]
     since_best = len(errors) - 1 - int(np.argmin(errors))
     assert since_best == 2
+    train_self_supervised("monodepth2", config, tmp_path)  # finished: nothing is trained or validated again
+    assert [row["photometric"] for row in rows(tmp_path, "validation")] == errors
+    assert len(rows(tmp_path, "losses")) == len(errors) - 1
+    train_self_supervised("monodepth2", dataclasses.replace(config, patience=3), tmp_path)
+    assert len(rows(tmp_path, "validation")) == len(errors) + 1
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_its_logs_anew(tmp_path, unbroken):
+    for name in ("losses", "validation"):
+        (tmp_path / f"{name}.csv").write_bytes((unbroken / f"{name}.csv").read_bytes())
+    train_self_supervised("monodepth2", config_of("monodepth2", (SHORT,), num_epochs=2, validate_every=2), tmp_path)
+    for name in ("losses.csv", "validation.csv"):
+        assert (tmp_path / name).read_bytes() == (unbroken / name).read_bytes()
+
+
+@pytest.mark.parametrize("validation", [SHORT, SHORT.replace("frames=24", "frames=30")])
+def test_what_is_learned_from_chooses_nothing(tmp_path, validation):
+    """A phantom's kind and seed are its scene, however much of it is shown."""
+    with pytest.raises(ReconError, match=r"validation_sources: phantom:tube\?seed=3.* is learned from as"):
+        open_clips(config_of("monodepth2", (SHORT,), validation_sources=(validation,)), tmp_path)
+    other = SHORT.replace("seed=3", "seed=4")
+    clips = open_clips(config_of("monodepth2", (SHORT,), validation_sources=(other,)), tmp_path)
+    assert {name for name, _ in used_by(clips.validation)} == {"phantom_tube_4"}
+
+
+def test_a_folder_and_what_lies_in_it_are_one_recording(tmp_path):
+    write_c3vd(tmp_path / "data", count=6)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    with pytest.raises(ReconError, match="is learned from as"):
+        open_clips(config_of("monodepth2", (str(tmp_path / "data"),), validation_sources=(str(tmp_path / "link"),)), tmp_path / "store")
+
+
+@pytest.mark.parametrize("name", ["monodepth2", "af_sfm", "endodac"])
+def test_imagenet_weights_have_been_seen(tmp_path, name):
+    file = tmp_path / "resnet18.pth"
+    torch.save(untrained("monodepth2", config_of("monodepth2")).networks["depth"].encoder.encoder.state_dict(), file)
+    changes = VIT if name == "endodac" else {}
+    assert untrained(name, config_of(name, imagenet_weights=file, **changes)).seen_before == ("imagenet",)
+    assert untrained(name, config_of(name, **changes)).seen_before == ()
 
 
 def test_phases_train_their_own_networks_only(tmp_path):
@@ -320,16 +357,17 @@ def test_each_source_is_warped_through_the_lens_learned_from_it(tmp_path):
     method = untrained("endodac", config)
     torch.nn.init.normal_(method.networks["pose"].intrinsics_head.focal_length_conv.weight)
     method.depth_losses(batch)["photometric"].backward()
-    first, second = (method.pose(batch, source)[1].rays for source in (1, 2))
+    first, second = (lens.rays for _, lens in method.poses(batch))
     assert not torch.equal(first, second)
     assert method.networks["pose"].intrinsics_head.focal_length_conv.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", ["monodepth2", "af_sfm", "endodac"])
-def test_the_shipped_configs_hold_the_defaults(name):
-    table = tomllib.loads((Path(__file__).parents[1] / "configs" / "train" / f"{name}.toml").read_text())
-    assert table.pop("method") == name
-    assert build_config(trainings()[name].config, table, name) == trainings()[name].config()
+def test_the_shipped_configs_build_and_name_their_method(name):
+    text = (Path(__file__).parents[1] / "configs" / "train" / f"{name}.toml").read_text()
+    table = tomllib.loads(text)
+    assert table.pop("method") == name and f"depth.model={name}" in text
+    build_config(trainings()[name].config, table, name)
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path):

@@ -7,12 +7,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
+from recon.models import UNSTATED, model_info
 from recon.models.student import Student
+from recon.models.weights import read_checkpoint, training_facts
+from recon.training import shards as shards_module
 from recon.training.augment import jitter, mirror
+from recon.training.checkpoints import Log, load_checkpoint
 from recon.training.shards import Batches, ShardShape, render_shard, to_batch
-from recon.training.student import StudentConfig, train_student
+from recon.training.student import StudentConfig, learning_rate, render_shards, train_student
 from recon.types import ReconError
 
 TINY = StudentConfig(
@@ -25,7 +30,8 @@ TINY = StudentConfig(
 def shards(tmp_path_factory):
     out = tmp_path_factory.mktemp("training")
     train_student(dataclasses.replace(TINY, num_steps=1), out)
-    return out / "shards"
+    (folder,) = (out / "shards").iterdir()
+    return folder
 
 
 def read(path):
@@ -36,7 +42,7 @@ def read(path):
 def train_in(folder, shards, **changes):
     folder.mkdir(exist_ok=True)
     if not (folder / "shards").exists():
-        (folder / "shards").symlink_to(shards)
+        (folder / "shards").symlink_to(shards.parent)
     stop_after = changes.pop("stop_after", None)
     return train_student(dataclasses.replace(TINY, **changes), folder, stop_after)
 
@@ -54,11 +60,74 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, shards):
         train_in(tmp_path / "run", shards, learning_rate=1.0)
 
 
+def test_the_rate_rises_stands_and_falls_and_the_plateau_knows_no_end():
+    config = dataclasses.replace(TINY, num_steps=1000, warmup_steps=10)
+    rates = np.array([learning_rate(step, config) for step in range(1000)]) / config.learning_rate
+    assert rates[0] == pytest.approx(0.1) and (rates[9:701] == 1).all()
+    assert (np.diff(rates[701:]) <= 0).all() and rates[775] == pytest.approx(0.5) and rates[-1] == pytest.approx(0.01)
+    longer = dataclasses.replace(config, num_steps=2000)
+    assert all(learning_rate(step, longer) == learning_rate(step, config) for step in range(700))
+
+
 def test_the_loss_falls_on_what_it_sees(tmp_path, shards):
     train_in(tmp_path / "run", shards, num_steps=60, num_shards=1, validate_every=60)
     rows = read(tmp_path / "run" / "losses.csv")
     assert float(rows[-1]["depth"]) < 0.8 * float(rows[0]["depth"])
     assert (tmp_path / "run" / "student.json").exists()
+
+
+def test_shards_of_another_recipe_are_rendered_anew(tmp_path, monkeypatch):
+    rendered = []
+    monkeypatch.setattr("recon.training.student.render_shard", lambda path, shape, seed: rendered.append((path, shape, seed)))
+    first = render_shards(TINY, tmp_path)
+    for changes in ({"seed": 1}, {"views_per_shard": 4}, {"views_per_scene": 2}):
+        assert not set(first) & set(render_shards(dataclasses.replace(TINY, **changes), tmp_path))
+    assert render_shards(dataclasses.replace(TINY, learning_rate=1.0, num_shards=1), tmp_path) == first[:3]
+    monkeypatch.setitem(shards_module.KIND_SHARES, "tube", 0.5)
+    assert not set(first) & set(render_shards(TINY, tmp_path))
+    assert len(rendered) == 4 * 5 + 3
+
+
+def test_the_weights_say_what_they_have_seen(tmp_path, shards):
+    weights = train_in(tmp_path / "run", shards, num_steps=1)
+    assert training_facts(weights) == {"method": "student", "trained_on": ["phantom"]}
+    assert model_info("student").seen(weights) == ("phantom",)
+    silent = tmp_path / "silent.safetensors"
+    silent.write_bytes(safetensors.torch.save(read_checkpoint(weights)))
+    assert model_info("student").seen(silent) == UNSTATED
+    exported = tmp_path / "own.pt2"
+    torch.save({}, exported)  # an archive, as torch.export.save writes one
+    assert model_info(str(exported)).seen() == UNSTATED
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "cannot be read as a checkpoint"),
+        (b"no checkpoint", "cannot be read as a checkpoint"),
+        (b"\x80\x02cos\nsystem\n.", "cannot be read as a checkpoint"),
+        ({"state_dict": {}}, "is no checkpoint of a training"),
+        ([1, 2], "is no checkpoint of a training"),
+    ],
+)
+def test_a_foreign_checkpoint_is_named(tmp_path, content, found):
+    path = tmp_path / "checkpoint.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ReconError, match=rf"checkpoint\.pt {found}.*delete it to start anew"):
+        load_checkpoint(path, TINY)
+
+
+def test_a_log_keeps_what_the_last_checkpoint_has_done_and_nothing_without_one(tmp_path):
+    for num_done, kept in ((0, []), (2, ["step,error", "0,1", "2,1"])):
+        (tmp_path / "validation.csv").write_text("step,error\n0,1\n2,1\n4,1\n5,")
+        log = Log(tmp_path, num_done)
+        assert (tmp_path / "validation.csv").read_text().splitlines() == kept
+        log.add("validation", 3, {"error": 0.5})
+        log.close()
+        assert (tmp_path / "validation.csv").read_text().splitlines() == [*(kept or ["step,error"]), "3,0.5"]
 
 
 def test_one_seed_one_shard(tmp_path):

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from recon.models import model_info
 from recon.models.key_maps import original_names
-from recon.models.weights import fit_weights, load_weights, read_checkpoint, sha256
+from recon.models.weights import check_kind, fit_weights, load_weights, read_checkpoint, sha256
 from recon.types import ReconError
 
 
@@ -109,6 +110,28 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
     with pytest.raises(ReconError, match=f"{name} cannot be read: .*get") as raised:
         read_checkpoint(path)
     assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_under_the_other_kinds_name_are_told_so(tmp_path, zipped):
+    torch.save(state_dict(), tmp_path / "a.safetensors", _use_new_zipfile_serialization=zipped)
+    save_file(state_dict(), tmp_path / "b.pth")
+    for read in (read_checkpoint, check_kind):
+        with pytest.raises(ReconError, match=r"a\.safetensors were written by torch.*rename the file to a\.pth"):
+            read(tmp_path / "a.safetensors")
+        with pytest.raises(ReconError, match=r"b\.pth are a safetensors file.*rename it to b\.safetensors"):
+            read(tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_damaged_file_is_found_before_it_is_needed(tmp_path, suffix):
+    path = tmp_path / f"network{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state_dict(), path)
+    known = model_info("monodepth2")
+    assert len(known.checksum(path)) == 64
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ReconError, match=r"network\..* cannot be read"):
+        known.checksum(path)
 
 
 @pytest.mark.filterwarnings("ignore")

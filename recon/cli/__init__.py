@@ -139,8 +139,9 @@ def _add_pipeline_verbs(verbs) -> None:
         "fine-tune the depth network on one recording, without any truth",
         """
         recon adapt surgery.mp4 --out runs/surgery
-        recon adapt surgery.mp4 --out runs/surgery --set depth.adapt_steps=400
         recon run surgery.mp4 --out runs/surgery --set depth.adapt=true
+        recon adapt surgery.mp4 --out runs/surgery --set depth.adapt_steps=400
+        recon run surgery.mp4 --out runs/surgery --set depth.adapt_steps=400 depth.adapt=true
         """,
     )
     adapt.add_argument("-o", "--out", type=Path, metavar="RUN", help="folder of the run (default: runs/ and the source's name)")
@@ -210,10 +211,29 @@ def _add_result_verbs(verbs) -> None:
 
 
 def _add_other_verbs(verbs) -> None:
-    train = _verb(verbs, "train", "networks:train", "train a network", "recon train configs/train/student.toml --out runs/student")
-    train.add_argument("config", type=Path, metavar="CONFIG", help="TOML file of the training")
-    train.add_argument("--out", type=Path, metavar="DIR", help="folder for checkpoints and weights")
-    train.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    train = _verb(
+        verbs,
+        "train",
+        "networks:train",
+        "train a network",
+        """
+        recon train configs/train/student.toml --out runs/student
+        recon train configs/train/monodepth2.toml --out runs/monodepth2 --set 'sources=["surgery.mp4"]' device=auto
+        """,
+    )
+    train.add_argument(
+        "config",
+        type=Path,
+        metavar="CONFIG",
+        help="TOML with the method (student, monodepth2, af_sfm or endodac; configs/train/ has a file of each) and what differs from "
+        "its settings' defaults",
+    )
+    train.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of checkpoints and weights, to go on from too (default: runs/ and CONFIG's name)"
+    )
+    train.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override single settings; may be repeated"
+    )
     _verb(verbs, "settings", "settings:settings", "print every config key with default and meaning", "recon settings > all.toml")
     models = _verb(verbs, "models", "networks:models", "list the depth networks", "recon models --json")
     models.add_argument("--json", action="store_true", help="for scripts")

@@ -165,7 +165,7 @@ def _print(scores: list[Score], summaries: dict[str, Score], notes: list[str]) -
     for summary in summaries.values() if len(summaries) == 1 and len(scores) > 1 else ():
         _print_score(summary)
     for method, summary in summaries.items():
-        for sentence in summary.inputs.sentences(summary.dataset):
+        for sentence in summary.inputs.sentences(summary.dataset, summary.sequence):
             stdout.print(f"{method}: {sentence}", soft_wrap=True)
     for note in dict.fromkeys([*notes, *(note for score in (*scores, *summaries.values()) for note in score.notes)]):
         stdout.print(f"note: {note}", soft_wrap=True)

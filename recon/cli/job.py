@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,13 +63,18 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def adapt(arguments: argparse.Namespace) -> int:
-    """Run as far as the depth network adapted to the recording; `run` in the same folder goes on from there."""
+    """Run as far as the depth network adapted to the recording; `run` in the same folder goes on from there.
+
+    Returns 3 when the network stays as it was.
+    """
     name = re.sub(r"[^\w.-]+", "_", Path(arguments.source).absolute().stem)
     words = {"out": arguments.out or Path("runs") / name, "overrides": [*arguments.overrides, "depth.adapt=true"], "until": "depth"}
     folder = _made(_job_from(argparse.Namespace(**{**vars(arguments), **words})))[-1].folder
-    for line in _adaptation_lines(read_json(folder / "adaptation.json"), folder / "adapted.safetensors"):
+    found = read_json(folder / "adaptation.json")
+    again = shlex.join(["recon", "run", arguments.source, "--out", str(words["out"]), "--set", *words["overrides"]])
+    for line in (*_adaptation_lines(found, folder / "adapted.safetensors"), f"goes on with {again}"):
         stdout.print(line, soft_wrap=True)
-    return 0
+    return 0 if found["adapted"] else 3
 
 
 def _adaptation_lines(found: dict[str, Any], weights: Path) -> list[str]:
@@ -100,7 +106,8 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def _estimate(step: Step, num_frames: int) -> tuple[float, float]:
-    return float(step.stage.seconds_per_frame * num_frames), step.stage.bytes_per_frame * num_frames / 1e6
+    once = step.stage.seconds_once(step.config) if step.stage.seconds_once else 0.0
+    return once + step.stage.seconds_per_frame * num_frames, step.stage.bytes_per_frame * num_frames / 1e6
 
 
 def _job_from(arguments: argparse.Namespace) -> _Job:

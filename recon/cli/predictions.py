@@ -86,7 +86,9 @@ def _from_run(run: Path, name: str, kind: str, truth: FrameSequence) -> Predicti
     report = read_json(newest_report(run) / "report.json")
     used = report["inputs_used"]
     trained_on = tuple(used["trained_on"]) if "trained_on" in used else None
-    inputs = Inputs(used["gt_depth"], used["gt_pose"], used["gt_scale"], used["intrinsics"], trained_on)
+    inputs = Inputs(
+        used["gt_depth"], used["gt_pose"], used["gt_scale"], used["intrinsics"], trained_on, used.get("adapted_on_this_recording")
+    )
     mesh_file = run / "results" / "mesh.ply" if kind == "surface" and truth.mesh_gt is not None else None
     return prediction_of_run(name, inputs, artifact(run, "scale"), mesh_file, artifact(run, "masks") / "scope.png")
 

@@ -24,6 +24,8 @@ PLUG_INS = "endorecon.depth_models"
 EXPORTED = (".pt2", ".onnx")
 STORED = (".pth", ".safetensors")
 """Files that count as weights in a folder of them: the authors' and those of `recon train`."""
+UNSTATED = ("not stated",)
+"""What is known of the training of weights that say nothing of it; never to be shown as trained on nothing."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class ModelInfo:
         return given
 
     def seen(self, given: Path | None = None) -> tuple[str, ...]:
-        """What the weights in use were trained on; nothing where nobody says."""
+        """What the weights in use were trained on; UNSTATED alone where nobody says."""
         from recon.models.weights import training_facts
 
         if given is None:
@@ -100,21 +102,53 @@ class ModelInfo:
         if "trained_on" in facts:
             return tuple(facts["trained_on"])
         # The authors' weights are the ones to give where none are packaged.
-        return self.trained_on if self.packaged is None else ()
+        return self.trained_on if self.packaged is None else UNSTATED
 
     def checksum(self, given: Path | None = None) -> str:
-        """SHA-256 of the weights; the empty string where there are none. Raises ReconError as `weights_path` does."""
-        from recon.models.weights import sha256
+        """SHA-256 of the weights; the empty string where there are none.
+
+        Raises ReconError as `weights_path` does, and for files that are plainly damaged or of another kind than their names say.
+        """
+        from recon.models.weights import check_kind, sha256
 
         path = self.weights_path(given)
         if path is None:
             return ""
-        if path.is_file():
-            return sha256(path)
-        files = sorted(file for file in path.iterdir() if file.suffix in STORED)
+        files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in STORED)
         if not files:
             raise ReconError(f"depth.weights {path} holds no .pth or .safetensors file: give the folder with the weights of {self.name!r}")
+        for file in files:
+            if file.suffix in STORED:
+                check_kind(file)
+        if path.is_file():
+            return sha256(path)
         return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PluggedIn:
+    """A loaded network of another package, held to what `DepthModel` promises."""
+
+    model: DepthModel
+    info: ModelInfo
+
+    def infer(self, image: UInt8[np.ndarray, "H W 3"], camera: Camera, mask: Bool[np.ndarray, "H W"]) -> DepthEstimate:
+        """The package's own estimate. Raises ReconError naming the package where it is none."""
+        estimate = self.model.infer(image, camera, mask)
+        if not isinstance(estimate, DepthEstimate):
+            raise self._broken(f"a {type(estimate).__name__}", "a recon.models.DepthEstimate")
+        for name, values in (("depth", estimate.depth), ("sigma", estimate.sigma)):
+            if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 2 or values.size == 0:
+                kind = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+                raise self._broken(f"{name} that is {kind}", "an array of floats (h, w)")
+            if not (np.isfinite(values).all() and (values >= 0).all()):
+                raise self._broken(f"{name} with NaN, infinite or negative values", "0 where nothing is known")
+        if estimate.depth.shape != estimate.sigma.shape:
+            raise self._broken(f"depth {estimate.depth.shape} and sigma {estimate.sigma.shape}", "both of one size")
+        return estimate
+
+    def _broken(self, found: str, expected: str) -> ReconError:
+        return ReconError(f"plug-in {self.info.code}: {self.info.name!r} returned {found}, expected {expected}; mend that package")
 
 
 def registry() -> dict[str, ModelInfo]:
@@ -135,6 +169,8 @@ def model_info(name: str) -> ModelInfo:
         from recon.models.exported import exported_info
 
         return exported_info(Path(name))
+    if Path(name).suffix.lower() in STORED:
+        raise ReconError(f"depth.model {name} is a file of weights: set depth.weights={name} and depth.model to the network that it is of")
     own = _own()
     if name in own:
         return own[name]
@@ -147,7 +183,26 @@ def model_info(name: str) -> ModelInfo:
 def load_depth_model(name: str, device: str = "cpu", weights: Path | None = None) -> DepthModel:
     """Load a depth model by its name or path. Raises ReconError where its weights are missing, damaged or of another network."""
     info = model_info(name)
-    return info.load(device, info.weights_path(weights))
+    model = info.load(device, info.weights_path(weights))
+    if not info.code:
+        return model
+    if not isinstance(model, DepthModel):
+        raise ReconError(f"plug-in {info.code} loads {name!r} as a {type(model).__name__}, expected an object with a method infer")
+    return PluggedIn(model, info)
+
+
+def torch_device(name: str) -> str:
+    """The device to run on; "auto" is CUDA where there is one. Raises ReconError for what this machine has not."""
+    import torch
+
+    num_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if num_cuda else "cpu"
+    known = ("cpu", *(("cuda", *(f"cuda:{index}" for index in range(num_cuda))) if num_cuda else ()))
+    if name not in known:
+        reason = "there is no CUDA device here" if name.startswith("cuda") and not num_cuda else f"here are {', '.join(known)}"
+        raise ReconError(f"device {name!r}: {reason}; use auto or cpu")
+    return name
 
 
 def _own() -> dict[str, ModelInfo]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ TRAINED = "depth.safetensors"
 """What `recon train` calls the depth network in its folder of the best networks."""
 TRAINING = "endorecon"
 """Key in the header of its files, which holds JSON: several keys would lie there in another order each time."""
+ZIPPED = b"PK\x03\x04"
+TORCH_HEADS = (ZIPPED, b"\x80")
+"""How torch's archives begin, and the bare pickles of its first years."""
 PARALLEL = "module."
 """What torch's DataParallel puts before every name."""
 LISTED = 6
@@ -125,7 +129,33 @@ def training_facts(path: Path) -> dict[str, Any]:
         return json.loads((file.metadata() or {}).get(TRAINING, "{}"))
 
 
+def check_kind(path: Path) -> None:
+    """Look at the ends of a file of weights: is it of the kind that its name says, and whole as far as that shows.
+
+    Raises ReconError where it is not.
+    """
+    is_named_safetensors = path.suffix == ".safetensors"
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        size = path.stat().st_size
+    except OSError as error:
+        raise ReconError(f"weights {path} cannot be read: {error}; get the file again") from error
+    # Its head is the length of the JSON that follows; torch's, taken for one, would be astronomic.
+    is_safetensors = head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
+    is_torch = not is_safetensors and head.startswith(TORCH_HEADS)
+    if is_safetensors and not is_named_safetensors:
+        raise ReconError(f"weights {path} are a safetensors file under another name: rename it to {path.stem}.safetensors")
+    if is_torch and is_named_safetensors:
+        raise ReconError(f"weights {path} were written by torch, not as safetensors: rename the file to {path.stem}.pth")
+    if is_named_safetensors:
+        training_facts(path)
+    elif not is_torch or (head.startswith(ZIPPED) and not zipfile.is_zipfile(path)):
+        raise ReconError(f"weights {path} cannot be read: it is damaged, or torch did not write it; get the file again")
+
+
 def _read(path: Path) -> object:
+    check_kind(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 

@@ -35,6 +35,8 @@ class Stage:
     """From the config to SHA-256 sums of files that the result depends on, such as network weights."""
     seconds_per_frame: float | int = 0
     """Cost on two cores, a hint for `recon plan`."""
+    seconds_once: Callable[[Any], float] | None = None
+    """From the config to the cost that does not grow with the recording, likewise."""
     bytes_per_frame: float | int = 0
     """Size on disk, a hint for `recon plan`."""
 

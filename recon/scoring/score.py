@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +12,13 @@ from recon.types import Metric
 
 SCHEMA = 1
 """Of the JSON form."""
+SINGLE_RECORDINGS = ("video", "folder")
+"""Keys of `recon.data.DATASETS` that say how a recording is stored: two of a kind have nothing else in common."""
+
+
+def training_data(dataset: str, name: str) -> str:
+    """A recording as `trained_on` names it: its data set, or `dataset/name` where it is of none."""
+    return f"{dataset}/{name}" if dataset in SINGLE_RECORDINGS else dataset
 
 
 @dataclass(frozen=True)
@@ -22,16 +29,21 @@ class Inputs:
     gt_pose: bool | None = None
     gt_scale: bool | None = None
     intrinsics: str | None = None
-    """"given", "dataset" or "estimated"."""
+    """"given", "dataset" or "estimated"; "several" in a mean of such."""
     trained_on: tuple[str, ...] | None = None
-    """Data sets (or splits) whose images or truth trained the networks in it."""
+    """Data sets (`dataset/split` for splits) whose images or truth trained the networks in it; see `training_data`."""
+    adapted_on_this_recording: bool | None = None
+    """Whether a network in it was fine-tuned on the frames it is scored on, without their truth."""
 
-    def has_seen(self, dataset: str) -> bool:
-        """Whether any training data is of this data set; splits are written `dataset/split`."""
-        return dataset in {name.split("/")[0] for name in self.trained_on or ()}
+    def has_seen(self, dataset: str, name: str) -> bool:
+        """Whether any training data is of the data set of this recording, or the recording itself where it is of none."""
+        seen = self.trained_on or ()
+        if dataset in SINGLE_RECORDINGS:
+            return training_data(dataset, name) in seen
+        return dataset in {entry.split("/")[0] for entry in seen}
 
-    def sentences(self, dataset: str) -> list[str]:
-        """Say it in words; `dataset` is the one scored on."""
+    def sentences(self, dataset: str, name: str) -> list[str]:
+        """Say it in words; the data set and the name are those of the recording scored on."""
         used = [name for name, value in (("depth", self.gt_depth), ("poses", self.gt_pose), ("scale", self.gt_scale)) if value]
         unstated = [name for name, value in (("depth", self.gt_depth), ("poses", self.gt_pose), ("scale", self.gt_scale)) if value is None]
         lines = [f"true {', '.join(used)} entered the prediction: its errors are no errors of a reconstruction"] if used else []
@@ -44,8 +56,10 @@ class Inputs:
             lines.append("trained on: not stated")
         else:
             lines.append(f"trained on: {', '.join(self.trained_on) or 'nothing'}")
-            if self.has_seen(dataset):
-                lines.append(f"the method was trained on {dataset}: these are no zero-shot numbers")
+            if self.has_seen(dataset, name):
+                lines.append(f"the method was trained on {training_data(dataset, name)}: these are no zero-shot numbers")
+        if self.adapted_on_this_recording:
+            lines.append("a network in it was adapted on this recording, by what its frames say of each other and without truth")
         return lines
 
 
@@ -76,7 +90,11 @@ class Score:
 
     def as_json(self) -> dict[str, Any]:
         """What is written into a JSON file."""
-        return {"schema": SCHEMA, **asdict(self), "inputs": {**asdict(self.inputs), "text": self.inputs.sentences(self.dataset)}}
+        return {
+            "schema": SCHEMA,
+            **asdict(self),
+            "inputs": {**asdict(self.inputs), "text": self.inputs.sentences(self.dataset, self.sequence)},
+        }
 
 
 def mean_score(scores: Sequence[Score], seed: int = 0) -> Score:
@@ -95,7 +113,26 @@ def mean_score(scores: Sequence[Score], seed: int = 0) -> Score:
     used = {name: any(score.truth_used.get(name, False) for score in scores) for name in scores[0].truth_used}
     datasets = {score.dataset for score in scores}
     dataset = datasets.pop() if len(datasets) == 1 else "several"
-    return Score(scores[0].method, f"mean of {len(scores)} sequences", dataset, metrics, scores[0].inputs, used, notes=notes)
+    return Score(scores[0].method, f"mean of {len(scores)} sequences", dataset, metrics, _of_all(scores), used, notes=notes)
+
+
+def _of_all(scores: Sequence[Score]) -> Inputs:
+    """What holds for a mean: truth, training data and adaptation that any of its scores rests on."""
+    inputs = [score.inputs for score in scores]
+    lenses = {one.intrinsics for one in inputs}
+    trained = [one.trained_on for one in inputs]
+    return Inputs(
+        *(_any(getattr(one, name) for one in inputs) for name in ("gt_depth", "gt_pose", "gt_scale")),
+        intrinsics=lenses.pop() if len(lenses) == 1 else "several",
+        trained_on=None if None in trained else tuple(dict.fromkeys(name for names in trained for name in names)),
+        adapted_on_this_recording=_any(one.adapted_on_this_recording for one in inputs),
+    )
+
+
+def _any(values: Iterable[bool | None]) -> bool | None:
+    """True when one is, else None when one is, since nobody said."""
+    found = set(values)
+    return True if True in found else None if None in found else False
 
 
 def _averaged_like(metric: Metric) -> tuple[str | None, str]:

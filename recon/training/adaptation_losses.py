@@ -2,6 +2,9 @@
 
 The network tells distance up to one factor per frame. A frame's sparse points give that factor, so that its depth has the unit of
 the map and of the poses; it is a mean over points and passes gradients, so the network cannot win by a factor.
+What the network says is a distance along each ray. It is told the lens of the recording, and poses and points are the map's, whose
+lens may be refined; distance becomes z here as it does for the result, where `recon.geometry.surface.with_lens` keeps the distance
+and puts it on the map's rays.
 """
 
 from __future__ import annotations
@@ -52,9 +55,9 @@ class Depths(NamedTuple):
     log_scale: Float[Tensor, "b h w"]
     """Of the Laplace density of the log-distance."""
     z: Float[Tensor, "b h w"]
+    """On the map's lens."""
     residual: Float[Tensor, "b n"]
     """Log-distance at the sparse points minus theirs; 0 where there is none."""
-    log_scale_at_points: Float[Tensor, "b n"]
 
 
 class Comparison(NamedTuple):
@@ -95,12 +98,11 @@ def stack_views(views: Sequence[View], camera: Camera, device: str) -> Views:
 def predict(network: nn.Module, views: Views) -> Depths:
     """Depth of every frame of a batch, brought to its sparse points by one factor per frame."""
     log_distance, log_scale = network(views.seen)
-    both = sample(torch.stack([log_distance, log_scale], dim=1), views.points_px[:, None])[:, :, 0]
-    difference = both[:, 0] - views.log_distance
+    difference = sample(log_distance[:, None], views.points_px[:, None])[:, 0, 0] - views.log_distance
     factor = inlier_mean(difference, views.has_point)[:, None]
     log_distance = log_distance - factor[..., None]
     z = log_distance.exp() * views.lens_of(range(len(views.cameras))).rays[..., 2]
-    return Depths(log_distance, log_scale, z, torch.where(views.has_point, difference - factor, 0.0), both[:, 1])
+    return Depths(log_distance, log_scale, z, torch.where(views.has_point, difference - factor, 0.0))
 
 
 def inlier_mean(values: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:

@@ -1,11 +1,13 @@
 """What adaptation learns from: frames that structure from motion posed, each beside others that see the same tissue from elsewhere.
 
 Frames of a recording differ in how far the camera moved between them, so partners are chosen by parallax, the angle at which two
-views see the points they share, and not by their distance in time. Stretches of frames are held out to judge by.
+views see the points they share, and not by their distance in time. Stretches of frames are held out to judge by. What was learnt
+from a frame holds for its neighbours too, which look almost alike, so frames beside a stretch are neither learnt from nor judged.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,12 @@ REACH = 24
 """Partners lie at most this many posed frames apart."""
 NUM_STRETCHES = 3
 HELD_OUT_SHARE = 0.2
+MARGIN = 5
+"""Posed frames on either side of a held-out stretch that nothing is learnt from."""
+MIN_STRETCH = 3
+"""Frames with partners in a held-out stretch."""
+MIN_GROUPS = 2 * (MIN_STRETCH + 2 * MARGIN)
+"""Frames with partners for one stretch, where half of them are to be learnt from."""
 
 
 @dataclass(frozen=True)
@@ -63,25 +71,44 @@ class View:
     """Of the sparse points along their rays, in the unit of the map."""
 
 
-def choose_groups(maps: Sequence[SparseMap], max_groups: int, leave_out: Container[int] = ()) -> list[Group]:
-    """Frames with two partners each, spread over the recording, in the order of time; none that is in `leave_out`."""
+def find_groups(maps: Sequence[SparseMap], leave_out: Container[int] = ()) -> list[Group]:
+    """Every frame with two partners, in the order of time; no frame of `leave_out` is among them or their partners."""
     home = _largest_maps(maps)
     frames = [sorted(i for i in sparse.poses if home[i] is sparse and i not in leave_out) for sparse in maps]
     found = [group for sparse, own in zip(maps, frames, strict=True) for group in _groups(sparse, own)]
-    found.sort(key=lambda group: group.target)
-    spread = np.linspace(0, len(found) - 1, min(max_groups, len(found))).round().astype(int)
-    return [found[i] for i in np.unique(spread)]
+    return sorted(found, key=lambda group: group.target)
 
 
-def hold_out(groups: Sequence[Group], max_groups: int) -> tuple[list[Group], set[int]]:
-    """Groups to judge by, at most `max_groups`, in stretches spread over the recording; and all frames of these stretches."""
-    size = max(1, min(round(HELD_OUT_SHARE * len(groups)), max_groups) // NUM_STRETCHES)
-    held_out: list[Group] = []
-    for k in range(NUM_STRETCHES if len(groups) > NUM_STRETCHES else 0):
-        first = round((k + 0.5) * len(groups) / NUM_STRETCHES) - size // 2
-        held_out += groups[first : first + size]
-    edges = zip(held_out[::size], held_out[size - 1 :: size], strict=True)
-    return held_out, {index for first, last in edges for index in range(first.target, last.target + 1)}
+def hold_out(maps: Sequence[SparseMap], max_groups: int) -> tuple[list[Group], set[int]]:
+    """Groups to judge by, at most `max_groups`, in stretches spread over the recording; and the frames not to learn from.
+
+    These are the stretches and MARGIN posed frames on either side. Partners are of the same frames where they offer two, else they
+    are learnt from, too. A recording with fewer than MIN_GROUPS frames with partners is too short: nothing is held out.
+    """
+    groups, posed = find_groups(maps), sorted(_largest_maps(maps))
+    stretches = _stretches(groups, min(NUM_STRETCHES, len(groups) // MIN_GROUPS))
+    kept_back: set[int] = set()
+    for stretch in stretches:
+        first, last = (bisect_left(posed, group.target) for group in (stretch[0], stretch[-1]))
+        kept_back.update(posed[max(0, first - MARGIN) : last + 1 + MARGIN])
+    among_them = {group.target: group for group in find_groups(maps, set(posed) - kept_back)}
+    chosen = [group for stretch in stretches for group in spread(stretch, max_groups // len(stretches))]
+    return [among_them.get(group.target, group) for group in chosen], kept_back
+
+
+def _stretches(groups: Sequence[Group], num: int) -> list[Sequence[Group]]:
+    """As many runs of groups as asked for, HELD_OUT_SHARE of all, or less where margins leave less than half to learn from."""
+    if num == 0:
+        return []
+    size = max(MIN_STRETCH, min(round(HELD_OUT_SHARE * len(groups) / num), len(groups) // (2 * num) - 2 * MARGIN))
+    firsts = [round((k + 0.5) * len(groups) / num) - size // 2 for k in range(num)]
+    return [groups[first : first + size] for first in firsts]
+
+
+def spread(groups: Sequence[Group], max_groups: int) -> list[Group]:
+    """At most so many groups, evenly over all of them."""
+    rows = np.linspace(0, len(groups) - 1, min(max_groups, len(groups))).round().astype(int)
+    return [groups[i] for i in np.unique(rows)]
 
 
 def load_views(

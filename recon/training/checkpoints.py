@@ -30,14 +30,19 @@ def save_checkpoint(path: Path, config: Any, step: int, parts: dict[str, Any]) -
 def load_checkpoint(path: Path, config: Any) -> dict[str, Any] | None:
     """Read what `save_checkpoint` wrote and restore the random state; None when there is no file.
 
-    Raises ReconError for a damaged file and for one of another recipe.
+    Raises ReconError for a damaged file, for one that no training wrote, and for one of another recipe.
     """
     if not path.exists():
         return None
+    remedy = "delete it to start anew, or choose another --out"
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ReconError(f"{path} cannot be read as a checkpoint ({error}): delete it to start anew, or choose another --out") from error
+    except Exception as error:  # a damaged pickle leads torch's reader into any of a dozen
+        # Of a strange pickle torch says at length how to run it; only what the disk says is of use.
+        reason = error if isinstance(error, OSError) else "it is damaged, or no training wrote it"
+        raise ReconError(f"{path} cannot be read as a checkpoint ({reason}): {remedy}") from error
+    if not isinstance(checkpoint, dict) or not {"config", "step", "random"} <= checkpoint.keys():
+        raise ReconError(f"{path} is no checkpoint of a training (it holds no recipe): {remedy}")
     old, new = checkpoint["config"], recipe(config)
     changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     if changed:
@@ -58,15 +63,19 @@ def recipe(config: Any) -> dict[str, Any]:
 
 
 class Log:
-    """CSV files and TensorBoard of one training. What an interrupted run logged after its last checkpoint is dropped."""
+    """CSV files and TensorBoard of one training.
+
+    What an interrupted run logged after its last checkpoint is dropped: everything when it came to none, for then it starts anew.
+    """
 
     def __init__(self, folder: Path, num_done: int) -> None:
         self.folder = folder
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=num_done + 1)
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=num_done + 1 if num_done else 0)
         for path in folder.glob("*.csv"):
             lines = path.read_text().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]
-            write_text(path, "".join(line for line in whole if not line[0].isdigit() or int(line.partition(",")[0]) <= num_done))
+            kept = [line for line in whole if not line[0].isdigit() or int(line.partition(",")[0]) <= num_done]
+            write_text(path, "".join(kept) if num_done else "")
 
     def add(self, name: str, step: int, values: dict[str, float]) -> None:
         """Append a row to `name`.csv and to TensorBoard; `step` counts the steps done."""

@@ -110,8 +110,8 @@ class StoredRecording:
 def store_recording(recording: Recording, width_px: int, height_px: int, folder: Path) -> StoredRecording:
     """Decode and judge a recording unless `folder` has it already.
 
-    Takes `width_px * height_px * 4` bytes a frame on disk. Masks are stored with the frames: after a change to them, give another
-    folder. Frames of another size than the camera's (or than the first one's) count as undecodable.
+    Takes `width_px * height_px * 4` bytes a frame on disk. After a change to any file of the recording it is decoded anew.
+    Frames of another size than the camera's (or than the first one's) count as undecodable.
     Raises ReconError when the frames do not follow one another and when the disk is too small.
     """
     sequence = recording.sequence
@@ -120,7 +120,7 @@ def store_recording(recording: Recording, width_px: int, height_px: int, folder:
             f"{recording.source} holds single views that do not follow one another; training needs recordings of a moving camera"
         )
     indices = np.arange(len(sequence.frames)) if recording.frames is None else recording.frames
-    path = folder / f"{_key(recording, indices, width_px, height_px)}.npy"
+    path = folder / f"{_key(recording, indices, (width_px, height_px), folder)}.npy"
     verdicts = path.with_suffix(".json")
     if not verdicts.exists():
         logger.info("%s: decoding %d frames to %dx%d", recording.source, len(indices), width_px, height_px)
@@ -173,21 +173,37 @@ def _opened(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def _key(recording: Recording, indices: np.ndarray, width_px: int, height_px: int) -> str:
+def _key(recording: Recording, indices: np.ndarray, size: tuple[int, int], folder: Path) -> str:
     """Name in the store: another file, frame choice, size or mask gives another one."""
-    sequence = recording.sequence
-    # A phantom spec is no path: it says everything by itself.
-    stat = os.stat(recording.source) if os.path.exists(recording.source) else None
+    sequence, source = recording.sequence, Path(recording.source)
     facts = (
         FORMAT_VERSION,
-        os.path.abspath(recording.source) if stat else recording.source,
-        (stat.st_size, stat.st_mtime_ns) if stat else None,
+        # A phantom spec is no path: it says everything by itself.
+        (os.path.abspath(source), _stamps(source, folder)) if source.exists() else recording.source,
         (sequence.dataset, GENERATOR_VERSION if sequence.dataset == "phantom" else None),
         len(sequence.frames),
         sequence.instrument_mask is not None,
-        (width_px, height_px),
+        size,
     )
     return hashlib.sha256(repr(facts).encode() + np.asarray(indices, dtype="<i8").tobytes()).hexdigest()[:20]
+
+
+def _stamps(source: Path, store: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of a file, or of all visible files in a folder: frames, masks and whatever else says how to read it.
+
+    A training may write into its recording's folder: the store and what lies beside it there are none of its files.
+    """
+    passed = {store.resolve(), store.resolve().parent} - {source.resolve()}
+    files = [] if source.is_dir() else [source]
+    for parent, children, names in os.walk(source, followlinks=True):
+        real = Path(parent).resolve()
+        children[:] = [name for name in children if not name.startswith(".") and real not in passed]
+        if real in passed:
+            continue
+        passed.add(real)
+        files += [Path(parent) / name for name in names if not name.startswith(".")]
+    stats = ((file, file.stat()) for file in sorted(files) if file.is_file())
+    return [(file.relative_to(source).as_posix(), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 
 def _write_frames(recording: Recording, indices: np.ndarray, size: tuple[int, int], path: Path) -> dict[int, str]:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from recon.data import open_sequence
 from recon.data.collection import find_sequences
 from recon.data.splits import SEEN_PARTS, Split
-from recon.geometry.cameras import mirror, ray_grid, resize
+from recon.geometry.cameras import mirror, resize
 from recon.training.clip_augment import apply_jitter, draw_jitter
 from recon.training.clip_store import Recording, StoredRecording, store_recording
 from recon.types import Camera, ReconError, bounded
@@ -72,12 +72,8 @@ class ClipBatch:
     """The same with one colour jitter per clip: what networks see."""
     mask: Bool[Tensor, "b t h w"]
     """True inside the scope's field and off the instruments. Which pixels the lens reaches is for `TorchLens` to say."""
-    rays: Float[Tensor, "b 3 h w"] | None
-    """Unit ray of every pixel centre, after mirroring. None when the lens of one of the clips is unknown."""
-    pinhole: Float[Tensor, "b 4"] | None
-    """fx, fy, cx, cy (px) at the working size, after mirroring; a row of NaN for lenses that are no pinhole; None as `rays`."""
     cameras: tuple[Camera | None, ...]
-    """The lenses at the working size, after mirroring, for `recon.geometry.torch_cameras.TorchLens`."""
+    """The lenses at the working size, after mirroring, for `recon.geometry.torch_cameras.TorchLens`; None where one is unknown."""
     recordings: tuple[str, ...]
     frame_indices: Int[Tensor, "b t"]
     """In the recording."""
@@ -159,8 +155,6 @@ class ClipSource:
             color=images[None],
             color_aug=(apply_jitter(images, jitter) if self.is_training and wants_jitter else images)[None],
             mask=masks[None],
-            rays=None if lens is None else _rays(lens)[None],
-            pinhole=None if lens is None else torch.tensor([_pinhole(lens)]),
             cameras=(lens,),
             recordings=(stored.name,),
             frame_indices=torch.from_numpy(stored.frames[np.array(places)])[None],
@@ -171,10 +165,8 @@ class ClipSource:
 def join(clips: Sequence[ClipBatch]) -> ClipBatch:
     """One batch of several of equal size and length."""
 
-    def joined(name: str) -> Tensor | tuple | None:
+    def joined(name: str) -> Tensor | tuple:
         parts = [getattr(clip, name) for clip in clips]
-        if any(part is None for part in parts):
-            return None
         return torch.cat(parts) if isinstance(parts[0], Tensor) else sum(parts, ())
 
     return ClipBatch(**{f.name: joined(f.name) for f in fields(ClipBatch)})
@@ -199,13 +191,15 @@ def split_recordings(split: Split, part: str, root: Path) -> list[Recording]:
     """The recordings below `root` that a part of a split names, each with its frames.
 
     Frames that the split also names in a part that is not for training or choosing (test, ...) are taken out, even if the lists
-    name them in both. Empty for the val part of a split that has none: then hold out stretches of its training recordings.
+    name them in both; those of the val part are taken out of the train part too. Empty for the val part of a split that has
+    none: then hold out stretches of its training recordings.
     Raises ReconError for another part, for a recording that is not below `root`, and as `Split.frames`.
     """
     if part not in SEEN_PARTS:
         raise ReconError(f"split {split.name}: a network is trained on its train part and chosen by its val part, never by {part!r}")
     if part == "val" and part not in split.parts:
         return []
+    withheld = set(split.parts) - (set(SEEN_PARTS) if part == "val" else {part})
     found: list[Recording] = []
     present: set[str] = set()
     for _, path in find_sequences(root, split.dataset):
@@ -214,11 +208,12 @@ def split_recordings(split: Split, part: str, root: Path) -> list[Recording]:
             continue
         sequence = open_sequence(path, split.dataset)
         frames = split.frames(part, name, len(sequence.frames))
-        for other in set(split.parts) - set(SEEN_PARTS):
+        for other in withheld:
             if name in split.parts[other]:
                 frames = np.setdiff1d(frames, split.frames(other, name, len(sequence.frames)))
         present.add(name)
-        found.append(Recording(str(path), sequence, frames))
+        if len(frames):
+            found.append(Recording(str(path), sequence, frames))
     missing = sorted(set(split.parts[part]) - present)
     if missing:
         raise ReconError(f"{root} lacks {len(missing)} recordings of the {part} part of {split.name}: {', '.join(missing)}")
@@ -238,19 +233,6 @@ class _Steps:
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, num_clips: int) -> Int[np.ndarray, " n"]:
     return np.random.default_rng([1, seed, epoch]).permutation(num_clips)
-
-
-@lru_cache(maxsize=64)
-def _rays(camera: Camera) -> Float[Tensor, "3 h w"]:
-    return torch.from_numpy(ray_grid(camera)).float().permute(2, 0, 1).contiguous()
-
-
-def _pinhole(camera: Camera) -> tuple[float, float, float, float]:
-    if camera.model == "PINHOLE":
-        return camera.params
-    if camera.model == "SIMPLE_PINHOLE":
-        return (camera.params[0], *camera.params)
-    return (float("nan"),) * 4
 
 
 def _clips(stored: StoredRecording, plan: ClipPlan, part: Part) -> tuple[Int[np.ndarray, "n t"], int]:

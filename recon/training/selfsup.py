@@ -22,6 +22,7 @@ from recon.io.atomic import write_bytes, write_json
 from recon.io.images import write_png
 from recon.models.weights import TRAINING
 from recon.report.figures import DEPTH_COLORS, colorize
+from recon.scoring.score import training_data
 from recon.training.checkpoints import Interval, Log, load_checkpoint, recipe, save_checkpoint
 from recon.training.clip_store import Recording
 from recon.training.clips import ClipBatch, ClipSource, clip_batches, split_recordings
@@ -61,30 +62,34 @@ def train_self_supervised(name: str, config: SelfSupervisedConfig, out: Path, st
     state = TrainingState(METHODS[name](config), clips.datasets)
     state.load(out / "checkpoint.pt")
     log, due = Log(out, state.step), Interval(config.checkpoint_minutes)
+    stop_step = state.step if state.is_stale else last_step
     if state.step == 0:
         state.validate(clips.validation, log, out / "best")
         state.draw(clips.validation, log, out / "pictures")
-    for batch in clip_batches(clips.training, config.batch_size, state.step, last_step, config.num_workers):
-        if config.patience and state.num_stale >= config.patience:
-            logger.info("stopped after %d steps: the last %d validations were no better", state.step, state.num_stale)
-            break
+    for batch in clip_batches(clips.training, config.batch_size, state.step, stop_step, config.num_workers):
         losses = state.train_step(batch.to(config.device), state.step // epoch_steps)
         log.add("losses", state.step, losses)
-        is_last = state.step in (last_step, stop_after)
         if state.step % (config.validate_every or epoch_steps) == 0 or state.step == last_step:
             state.validate(clips.validation, log, out / "best")
         if state.step % epoch_steps == 0:
             state.draw(clips.validation, log, out / "pictures")
+        is_last = state.step in (last_step, stop_after) or state.is_stale
         if due.is_over() or is_last:
             state.save(out / "checkpoint.pt")
         if is_last:
             break
+    if state.is_stale:
+        logger.info("stopped after %d steps: the last %d validations were no better", state.step, state.num_stale)
     log.close()
     return out / "best"
 
 
 def open_clips(config: SelfSupervisedConfig, folder: Path) -> Clips:
-    """The clips of both parts. Raises ReconError when nothing is given to learn from and as `ClipSource`."""
+    """The clips of both parts.
+
+    Raises ReconError when nothing is given to learn from, when a recording is to be learned from and to be validated on, and as
+    `ClipSource`.
+    """
     if not config.sources:
         raise ReconError('no sources: give recordings to learn from, e.g. --set sources=["phantom:tube?seed=1"]')
     plan = config.plan()
@@ -96,7 +101,8 @@ def open_clips(config: SelfSupervisedConfig, folder: Path) -> Clips:
         training, validation = split_recordings(split, "train", root), split_recordings(split, "val", root)
     else:
         training, validation = recordings(config.sources), recordings(config.validation_sources)
-        datasets = tuple(sorted({recording.sequence.dataset for recording in (*training, *validation)}))
+        _check_apart(training, validation)
+        datasets = tuple(sorted({training_data(r.sequence.dataset, r.sequence.name) for r in (*training, *validation)}))
     if validation:
         return Clips(ClipSource(training, folder, plan, "all"), ClipSource(validation, folder, plan, "all", augment=False), datasets)
     return Clips(ClipSource(training, folder, plan, "train"), ClipSource(training, folder, plan, "val"), datasets)
@@ -105,6 +111,26 @@ def open_clips(config: SelfSupervisedConfig, folder: Path) -> Clips:
 def recordings(sources: tuple[str, ...]) -> list[Recording]:
     """Open whole recordings."""
     return [Recording(source, open_sequence(source)) for source in sources]
+
+
+def _check_apart(training: list[Recording], validation: list[Recording]) -> None:
+    """Phantoms of one kind and seed are one scene whatever else their specs say; a folder holds what lies in it."""
+    for chosen in validation:
+        for learned in training:
+            if _is_phantom(chosen) and _is_phantom(learned):
+                same = chosen.sequence.name == learned.sequence.name
+            else:
+                paths = [Path(recording.source).resolve() for recording in (chosen, learned)]
+                same = paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
+            if same:
+                raise ReconError(
+                    f"validation_sources: {chosen.source} is learned from as {learned.source}; give recordings that are in one of the two "
+                    "only, or leave validation_sources empty to hold stretches of the sources out"
+                )
+
+
+def _is_phantom(recording: Recording) -> bool:
+    return recording.sequence.dataset == "phantom"
 
 
 class TrainingState:
@@ -118,6 +144,11 @@ class TrainingState:
         self.best_error = math.inf
         self.num_stale = 0
         """Validations since the best one."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether validation has not improved for as long as the recipe waits."""
+        return 0 < self.config.patience <= self.num_stale
 
     def train_step(self, clips: ClipBatch, epoch: int) -> dict[str, float]:
         """One update of every phase; returns the losses and the learning rate."""

@@ -1,11 +1,12 @@
 """Phantom renders on disk: shards of views that a training run draws batches from.
 
 A shard is one .npz-free set of plain arrays (memory-mapped, never all in memory), written atomically, decided by its
-seed alone; a killed run renders only what is missing.
+seed alone; a killed run renders only what is missing. Shards of another recipe lie in another folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from recon.data.phantom import GENERATOR_VERSION
 from recon.data.phantom.randomize import random_view
 from recon.data.phantom.variety import TRAINING_KINDS, training_scene
 from recon.geometry.cameras import ray_grid
@@ -23,6 +25,8 @@ from recon.types import ReconError
 
 KIND_SHARES = {"tube": 0.26, "nasal": 0.14, "cavity": 0.20, "relief": 0.12, "void": 0.16, "smooth": 0.12}
 RAY_UNITS = 32767.0
+FORMAT_VERSION = 1
+"""Raised whenever the same seed would be rendered or stored differently; `GENERATOR_VERSION` speaks for the scenes of recordings."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,12 @@ class ShardShape:
         return np.dtype(
             [("image", np.uint8, (*size, 3)), ("mask", bool, size), ("log_distance", np.float16, size), ("rays", np.int16, (2, *size))]
         )
+
+
+def shards_folder(parent: Path, seed: int, views_per_shard: int, views_per_scene: int) -> Path:
+    """Where below `parent` the shards of a recipe lie; what decides their views besides number and size is in the name."""
+    facts = (FORMAT_VERSION, GENERATOR_VERSION, seed, views_per_shard, views_per_scene, TRAINING_KINDS, sorted(KIND_SHARES.items()))
+    return parent / hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
 def render_shard(path: Path, shape: ShardShape, seed: int) -> None:

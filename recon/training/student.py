@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from dataclasses import asdict, dataclass
@@ -13,9 +14,10 @@ import torch
 from recon.io.atomic import write_bytes, write_json
 from recon.losses.depth import gradient_residual, laplace_nll, log_residual
 from recon.models.student import Student, student_input
+from recon.models.weights import TRAINING
 from recon.training.augment import augment
 from recon.training.checkpoints import Interval, Log, load_checkpoint, save_checkpoint
-from recon.training.shards import Batch, Batches, ShardShape, render_shard
+from recon.training.shards import Batch, Batches, ShardShape, render_shard, shards_folder
 from recon.types import ReconError
 
 logger = logging.getLogger(__name__)
@@ -88,10 +90,10 @@ def render_shards(config: StudentConfig, out: Path) -> list[Path]:
     sizes = [tuple(map(int, size.split("x"))) for size in config.sizes_px]
     if any(value % 32 for size in sizes for value in size):
         raise ReconError(f"sizes_px must be multiples of 32, found {', '.join(config.sizes_px)}")
-    paths = []
+    folder, paths = shards_folder(out / "shards", config.seed, config.views_per_shard, config.views_per_scene), []
     for index in range(config.num_shards + 2):
         width, height = sizes[index % len(sizes)]
-        path = out / "shards" / f"{index:04d}_{width}x{height}.npy"
+        path = folder / f"{index:04d}_{width}x{height}.npy"
         if not path.exists():
             logger.info("rendering shard %d of %d", index + 1, config.num_shards + 2)
             render_shard(path, ShardShape(width, height, config.views_per_shard, config.views_per_scene), config.seed * 100_000 + index)
@@ -190,9 +192,10 @@ def validate(network: torch.nn.Module, batches: Batches, config: StudentConfig) 
 
 
 def save_weights(state: TrainingState, path: Path) -> Path:
-    """Write the running average as safetensors in half precision, and the recipe beside it."""
+    """Write the running average as safetensors in half precision, with what it was trained on in the header, and the recipe beside it."""
     weights = state.average.module.state_dict()
     halved = {name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in weights.items()}
-    write_bytes(path, safetensors.torch.save(halved))
+    header = {TRAINING: json.dumps({"method": "student", "trained_on": ["phantom"]})}
+    write_bytes(path, safetensors.torch.save(halved, header))
     write_json(path.with_suffix(".json"), {"config": asdict(state.config), "steps": state.step})
     return path

@@ -115,6 +115,17 @@ def colon(folder: Path) -> dict[str, float]:
     return {**figures, **truth_used(figures), **disagreement(folder, source, figures), **second_run(*words)}
 
 
+def adapted(folder: Path) -> dict[str, float]:
+    """What adaptation to the recording makes of the network's own depth, and of the depth of the whole run."""
+    source = SHARED / "data" / "c3vd_like" / "colon_a"
+    recon("adapt", source, "--out", folder / "run", allowed=(0,))
+    recon("run", source, "--out", folder / "run", "--set", "depth.adapt=true")
+    recon("export", folder / "run", "--what", "depth", "--to", folder / "depth", allowed=(0,))
+    [own] = (folder / "run" / "depth").glob("[!.]*/depth")
+    of_network, of_run = (score("score_c3vd.py", folder / "run", source, "--depth", depth) for depth in (own, folder / "depth"))
+    return {**of_run, "network_abs_rel_frame": of_network["abs_rel_frame"], **truth_used(of_run)}
+
+
 def disagreement(folder: Path, source: Path, figures: dict[str, float]) -> dict[str, float]:
     """Largest difference in percent between `recon eval surface` and the scoring program on the same run."""
     recon("eval", "surface", folder / "run", source, "--out", folder / "scores", allowed=(0,))
@@ -186,6 +197,7 @@ GROUPS: dict[str, Callable[[Path], dict[str, float]]] = {
     "nasal": nasal,
     "laparoscopy": laparoscopy,
     "colon": colon,
+    "adapted": adapted,
     "network": network,
     "killed": killed,
 }
@@ -209,6 +221,8 @@ def judge(group: str, figures: dict[str, float], limits: dict[str, dict[str, flo
 
 def main() -> int:
     limits = tomllib.loads((Path(__file__).parent / "limits.toml").read_text())
+    if set(limits) != set(GROUPS):
+        raise SystemExit(f"limits.toml and GROUPS differ in {', '.join(sorted(set(limits) ^ set(GROUPS)))}")
     verdicts = []
     for group in sys.argv[1:] or GROUPS:
         if group not in WITHOUT_RECORDINGS and not (SHARED / "data").is_dir():

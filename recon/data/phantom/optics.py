@@ -63,8 +63,9 @@ def spoil(image: UInt8[np.ndarray, "h w 3"], artefacts: Artefacts, rng: np.rando
         value = value + (artefacts.row_noise * rng.standard_normal(len(image)))[:, None, None]
     spoiled = (np.clip(value, 0, 1) * 255 + 0.5).astype(np.uint8)
     if artefacts.jpeg_quality < 100:
-        coded = cv2.imencode(".jpg", spoiled, [cv2.IMWRITE_JPEG_QUALITY, artefacts.jpeg_quality])[1]
-        spoiled = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        # OpenCV codes BGR; the order matters, since the coder keeps brightness better than colour.
+        coded = cv2.imencode(".jpg", spoiled[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, artefacts.jpeg_quality])[1]
+        spoiled = np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
     return spoiled
 
 

@@ -91,7 +91,7 @@ def render(
     flat = rays.reshape(-1, 3)
     hits = scene.cast(T_world_camera[:3, 3], flat @ T_world_camera[:3, :3].T.astype(np.float32))
     distance = hits["distance"]
-    light, highlight = shade(scene, hits, np.isfinite(distance), flat, T_world_camera, imaging, device)
+    light, highlight = shade(scene, hits, np.isfinite(distance), flat, T_world_camera, imaging, device, tool)
     front = np.zeros(height * width, bool)
     hidden = front
     if tool is not None:
@@ -120,8 +120,9 @@ def shade(
     T_world_camera: np.ndarray,
     imaging: Imaging,
     device: str,
+    tool: Tool | None = None,
 ) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, " n"]]:
-    """Diffuse radiance per colour and highlight radiance of every ray; 0 where nothing is hit."""
+    """Diffuse radiance per colour and highlight radiance of every ray; 0 where nothing is hit. A tool casts its shadow too."""
     light, highlight = np.zeros((len(hit), 3), np.float32), np.zeros(len(hit), np.float32)
     if not hit.any():
         return light, highlight
@@ -152,7 +153,12 @@ def shade(
     to_lamp = to_lamp / lamp_distance[:, None]
     incoming = axis_cosine**imaging.spot_exponent / lamp_distance**2
     if imaging.shadow > 0:
-        incoming = incoming * (1 - imaging.shadow * in_shadow(scene, points + 2e-3 * distance[:, None] * normals, lamp))
+        lifted = points + 2e-3 * distance[:, None] * normals
+        dark = in_shadow(scene, lifted, lamp)
+        if tool is not None:
+            R, centre = (torch.from_numpy(part.astype(np.float32)).to(device) for part in (T_world_camera[:3, :3], T_world_camera[:3, 3]))
+            dark = torch.maximum(dark, in_shadow(tool.scene, (lifted - centre) @ R, (lamp - centre) @ R))
+        incoming = incoming * (1 - imaging.shadow * dark)
     diffuse = incoming * (normals * to_lamp).sum(1).clamp_min(0)
     diffuse = diffuse + imaging.ambient * diffuse.median()
     half = torch.nn.functional.normalize(to_lamp - direction, dim=1)

@@ -48,7 +48,7 @@ def training_scene(kind: str, seed: int) -> Scene:
 
 def paint(rng: np.random.Generator, scene: Scene) -> Scene:
     """Give every object a new material: natural tissue, or strong contrast dealt out by chance, or one colour for all."""
-    scheme = rng.choice(["natural", "contrast", "one colour"], p=[0.35, 0.5, 0.15])
+    scheme = rng.choice(["natural", "contrast", "one colour"], p=[0.45, 0.3, 0.25])
     same = random_tissue(rng, None)
     materials = []
     for _ in scene.surfaces:
@@ -92,9 +92,10 @@ def void_scene(rng: np.random.Generator, volume: Tensor) -> Scene:
         size = distance * rng.uniform(0.6, 1.8)
         surfaces.append(relief(rng, size, size * rng.uniform(0.01, 0.06), volume, rows=80))
     for _ in range(rng.integers(2, 9)):
-        # Nothing comes nearer to the camera than about a third of the working distance.
-        centre = distance * np.array([*rng.uniform(-0.6, 0.6, 2), rng.uniform(-0.25, 0.6)])
-        size = distance * rng.uniform(0.1, 0.42)
+        depth = rng.uniform(-0.25, 0.6) if rng.random() < 0.8 else rng.uniform(-0.65, -0.25)
+        centre = distance * np.array([*rng.uniform(-0.6, 0.6, 2), depth])
+        # Nothing fills the view: what hangs close to the lens is smaller.
+        size = distance * rng.uniform(0.1, 0.42) * min(1.0, 1.3 + depth)
         kind = rng.choice(["organ", "bowel", "tube", "strand"], p=[0.45, 0.2, 0.2, 0.15])
         if kind == "organ":
             surfaces.append(organ(rng, centre, size * rng.uniform(0.4, 1.2, 3), volume, rng.uniform(0.0, 0.1), rows=56))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from recon.geometry.warp import register
+from recon.geometry.warp import displaced, register, sample
 from recon.losses import masked_mean
 from recon.losses.appearance import refined_target, transform_constraint
 from recon.losses.occlusion import visible_mask
@@ -62,7 +62,7 @@ class Registration(NamedTuple):
     image: Float[Tensor, "b 3 h w"]
     """The source, moved by the finest flow."""
     visible: Bool[Tensor, "b h w"]
-    """Target pixels inside the mask that the source sees."""
+    """Target pixels inside the mask that the source sees, and shows inside its own mask."""
 
 
 class AfSfmMethod(Method):
@@ -117,8 +117,7 @@ class AfSfmMethod(Method):
         disparities = self.disparities(clips.color_aug[:, 0])
         depths = [depth_at(disparity, target) for disparity in disparities]
         terms = {"photometric": [], "constraint": [], "appearance_smoothness": [], "seen": []}
-        for source in range(1, clips.color.shape[1]):
-            pose = self.pose(clips, source)
+        for source, pose in enumerate(self.poses(clips), start=1):
             with torch.no_grad():
                 registration = self.register(clips, source, mask)
             transforms, refined = self.refine(registration, target)
@@ -146,7 +145,8 @@ class AfSfmMethod(Method):
         flows = self.networks["flow"](seen_source, seen_target)
         with torch.no_grad():
             reverse = self.networks["flow"](seen_target, seen_source)[0]
-        return Registration(flows, register(clips.color[:, source], flows[0]), mask & visible_mask(reverse))
+        usable = sample(clips.mask[:, source, None].float(), displaced(flows[0].detach()))[:, 0] > 0.999
+        return Registration(flows, register(clips.color[:, source], flows[0]), mask & usable & visible_mask(reverse))
 
     def refine(
         self, registration: Registration, target: Float[Tensor, "b 3 h w"]

@@ -58,7 +58,7 @@ class EndoDacMethod(AfSfmMethod):
             logger.warning("foundation_weights is not set: the frozen part of the depth network has random weights")
         else:
             load_depth_anything(network, config.foundation_weights)
-            self.seen_before = NATURAL
+            self.seen_before = (*self.seen_before, *NATURAL)
         return network
 
     def facts(self) -> dict[str, int]:

@@ -143,11 +143,12 @@ class Method:
         return Phase(trained, losses, base_rate, torch.optim.Adam(parameters, lr=base_rate, fused=True))
 
     def start_from_imagenet(self) -> None:
-        """Fill every ResNet-18 from the configured file, when there is one."""
+        """Fill every ResNet-18 from the configured file, when there is one, and say so in `seen_before`."""
         if self.config.imagenet_weights is not None:
             for module in self.networks.modules():
                 if isinstance(module, ResNetEncoder):
                     load_imagenet(module, self.config.imagenet_weights)
+            self.seen_before = (*self.seen_before, "imagenet")
 
     def half_precision(self) -> AbstractContextManager:
         """In which networks run in half precision where the config says so; nothing changes elsewhere."""
@@ -159,13 +160,15 @@ class Method:
             found = self.networks["depth"](image)
         return [disparity.float() for disparity in found]
 
-    def pose(self, clips: ClipBatch, source: int) -> tuple[Float[Tensor, "b 4 4"], Lens]:
-        """T_source_target of source number `source` (1, 2, ...) and the lens; each source's own where the lens is learned."""
-        found = self.networks["pose"](clips.color_aug[:, source], clips.color_aug[:, 0])
-        T_source_target = motion(found.axis_angle, found.translation)
-        if found.intrinsics is not None:
-            return T_source_target, LearnedPinhole(found.intrinsics[:, :2], found.intrinsics[:, 2:], *clips.color.shape[-2:])
-        return T_source_target, known_lens(clips)
+    def poses(self, clips: ClipBatch) -> list[tuple[Float[Tensor, "b 4 4"], Lens]]:
+        """T_source_target of every source and the lens; each source's own where the lens is learned."""
+        known = None if self.config.learn_intrinsics else known_lens(clips)
+        poses = []
+        for source in range(1, clips.color.shape[1]):
+            found = self.networks["pose"](clips.color_aug[:, source], clips.color_aug[:, 0])
+            lens = known or LearnedPinhole(found.intrinsics[:, :2], found.intrinsics[:, 2:], *clips.color.shape[-2:])
+            poses.append((motion(found.axis_angle, found.translation), lens))
+        return poses
 
     @torch.no_grad()
     def validation_error(self, clips: ClipBatch) -> float:
@@ -177,8 +180,8 @@ class Method:
         target, mask = clips.color[:, 0], inner(clips.mask[:, 0])
         depth = depth_at(self.disparities(clips.color_aug[:, 0])[0], target)
         errors = []
-        for source in range(1, clips.color.shape[1]):
-            warped = warp_source(clips, source, depth, *self.pose(clips, source))
+        for source, pose in enumerate(self.poses(clips), start=1):
+            warped = warp_source(clips, source, depth, *pose)
             image = torch.where(warped.valid[:, None], warped.image, clips.color[:, source])
             errors.append(masked_mean(photometric_error(image, target, mask), mask))
         return float(torch.stack(errors).mean())

@@ -49,7 +49,7 @@ class Monodepth2Method(Method):
         target, mask = clips.color[:, 0], inner(clips.mask[:, 0])
         sources = range(1, clips.color.shape[1])
         disparities = self.disparities(clips.color_aug[:, 0])
-        poses = [self.pose(clips, source) for source in sources]
+        poses = self.poses(clips)
         still = torch.stack([photometric_error(clips.color[:, source], target, mask) for source in sources]).amin(dim=0)
         terms = {"photometric": [], "smoothness": [], "kept": []}
         for scale, disparity in enumerate(disparities):
