@@ -4,7 +4,7 @@ from importlib import import_module
 
 from recon.pipeline.stage import Stage
 
-PIPELINE = ("frames", "camera", "masks", "structure", "depth", "trajectory", "scale", "surface", "mesh", "evaluation", "report")
+PIPELINE = ("frames", "camera", "masks", "structure", "depth", "trajectory", "scale", "stereo", "surface", "mesh", "evaluation", "report")
 
 
 def load(name: str) -> Stage:

@@ -20,7 +20,7 @@ from recon.report.summary import frame_list, frame_numbers, partial_reasons
 from recon.scoring.score import Inputs
 from recon.types import Metric, Trajectory, bounded
 
-TOLD = ("frames", "camera", "masks", "structure", "depth", "trajectory", "scale", "surface", "mesh", "evaluation")
+TOLD = ("frames", "camera", "masks", "structure", "depth", "trajectory", "scale", "stereo", "surface", "mesh", "evaluation")
 """Stages whose cost and config the report tells, those that this result hangs on."""
 SCHEMA = 1
 SETTINGS = ("seed", "num_threads", "device", "fuse")

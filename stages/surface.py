@@ -53,7 +53,9 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write `surface.ply` and `surface.json`. Raises ReconError (exit code 1) when no surface comes out."""
     trajectory = read_json(inputs["scale"] / "trajectory.json")
     unit = read_json(inputs["scale"] / "scale.json")["unit"]
-    posed = [f for f in trajectory["frames"] if f["T_world_camera"] is not None and _has_depth(inputs["scale"], f["index"])]
+    matched = read_json(inputs["stereo"] / "stereo.json")["keyframes"]
+    depth_folder = inputs["stereo"] if matched else inputs["scale"]
+    posed = [f for f in trajectory["frames"] if f["T_world_camera"] is not None and _has_depth(depth_folder, f["index"])]
     if not posed:
         message = "no frame has both a pose and a depth map, so there is nothing to fuse: trajectory.json says why frames are lost"
         raise ReconError(message, exit_code=1)
@@ -63,11 +65,11 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
 
     def views_of(positions: np.ndarray) -> ViewSource:
         indices = [posed[i]["index"] for i in positions]
-        folders = (inputs["scale"], inputs["frames"] / "images", inputs["masks"] / "tissue")
+        folders = (depth_folder, inputs["frames"] / "images", inputs["masks"] / "tissue")
         return ViewSource(camera, *folders, indices, poses[positions], settings)
 
     median_depth = views_of(np.arange(len(posed))).medians[0]
-    is_keyframe = np.array([frame["status"] == "keyframe" for frame in posed])
+    is_keyframe = np.array([bool(matched) or frame["status"] == "keyframe" for frame in posed])
     chosen = select_frames(poses, is_keyframe, median_depth, config.max_frames)
     neighbours = [select_neighbours(poses[chosen], i, median_depth, config.num_neighbours) for i in range(len(chosen))]
     fusion = FusionSettings(
@@ -82,14 +84,15 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     write_json(out / "surface.json", {"unit": unit, **numbers, "num_vertices": len(mesh.vertices), "num_faces": len(mesh.faces)})
 
 
-def _has_depth(scale: Path, index: int) -> bool:
-    return (scale / "depth" / f"{index:06d}.tiff").exists()
+def _has_depth(folder: Path, index: int) -> bool:
+    return (folder / "depth" / f"{index:06d}.tiff").exists()
 
 
 STAGE = Stage(
     config=Config,
     run=run,
-    reads=("frames", "masks", "trajectory", "scale"),
+    version=2,
+    reads=("frames", "masks", "trajectory", "scale", "stereo"),
     writes=("surface.ply", "surface.json"),
     seconds_per_frame=0.6,
     bytes_per_frame=200_000,

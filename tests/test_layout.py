@@ -25,7 +25,7 @@ LEVELS = (
     {"types"},
     {"geometry", "image", "losses", "eval"},
     {"io", "data", "models"},
-    {"training", "tracking", "fusion", "fields", "mesh", "report", "scoring"},
+    {"training", "tracking", "stereo", "fusion", "fields", "mesh", "report", "scoring"},
 )
 """A package imports its own level and those above it in this list."""
 LIBRARY = sorted((ROOT / "recon").rglob("*.py"))

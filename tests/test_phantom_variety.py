@@ -11,8 +11,9 @@ from recon.data.phantom.noise import noise_volume
 from recon.data.phantom.optics import Artefacts, motion_kernel, spoil
 from recon.data.phantom.order import order_case
 from recon.data.phantom.randomize import free_distance, random_view
-from recon.data.phantom.render import Imaging, Tool, render
+from recon.data.phantom.render import Tool, render
 from recon.data.phantom.scene import Material, Scene
+from recon.data.phantom.shading import Imaging
 from recon.data.phantom.variety import BRIGHT, DARK, TRAINING_KINDS, random_tissue, training_scene
 from recon.geometry.cameras import ray_grid
 from recon.training.shards import KIND_SHARES

@@ -10,19 +10,24 @@ import pytest
 import safetensors.torch
 import torch
 
+from recon.data.phantom.randomize import random_lamp, random_viewpoint
+from recon.data.phantom.render import render
+from recon.data.phantom.shading import Imaging, expose, looks_of, shade
+from recon.data.phantom.variety import TRAINING_KINDS, training_scene
 from recon.models import UNSTATED, model_info
-from recon.models.student import Student
+from recon.models.student import INPUTS, Student
 from recon.models.weights import read_checkpoint, training_facts
 from recon.training import shards as shards_module
 from recon.training.augment import jitter, mirror
 from recon.training.checkpoints import Log, load_checkpoint
-from recon.training.shards import Batches, ShardShape, render_shard, to_batch
-from recon.training.student import StudentConfig, learning_rate, render_shards, train_student
+from recon.training.relight import relight, to_batch
+from recon.training.shards import KIND_SHARES, ShardShape, Shuffled, cast_shard, to_views
+from recon.training.student import StudentConfig, cast_shards, draw, learning_rate, train_student
 from recon.types import ReconError
 
 TINY = StudentConfig(
     num_shards=2, views_per_shard=8, views_per_scene=4, sizes_px=("64x64", "96x64"), batch_size=4, num_steps=12, warmup_steps=2,
-    validate_every=6, bfloat16=False, num_threads=1, learning_rate=2e-3,
+    validate_every=6, bfloat16=False, num_threads=1, num_workers=0, learning_rate=2e-3, coarse_steps=4,
 )  # fmt: skip
 
 
@@ -32,6 +37,10 @@ def shards(tmp_path_factory):
     train_student(dataclasses.replace(TINY, num_steps=1), out)
     (folder,) = (out / "shards").iterdir()
     return folder
+
+
+def views_of(shards):
+    return Shuffled(sorted(shards.glob("*.npy")), 4, seed=0, device="cpu")
 
 
 def read(path):
@@ -76,16 +85,16 @@ def test_the_loss_falls_on_what_it_sees(tmp_path, shards):
     assert (tmp_path / "run" / "student.json").exists()
 
 
-def test_shards_of_another_recipe_are_rendered_anew(tmp_path, monkeypatch):
-    rendered = []
-    monkeypatch.setattr("recon.training.student.render_shard", lambda path, shape, seed: rendered.append((path, shape, seed)))
-    first = render_shards(TINY, tmp_path)
+def test_shards_of_another_recipe_are_cast_anew(tmp_path, monkeypatch):
+    cast = []
+    monkeypatch.setattr("recon.training.student.cast_shard", lambda path, shape, seed: cast.append((path, shape, seed)))
+    first = cast_shards(TINY, tmp_path)
     for changes in ({"seed": 1}, {"views_per_shard": 4}, {"views_per_scene": 2}):
-        assert not set(first) & set(render_shards(dataclasses.replace(TINY, **changes), tmp_path))
-    assert render_shards(dataclasses.replace(TINY, learning_rate=1.0, num_shards=1), tmp_path) == first[:3]
+        assert not set(first) & set(cast_shards(dataclasses.replace(TINY, **changes), tmp_path))
+    assert cast_shards(dataclasses.replace(TINY, learning_rate=1.0, num_shards=1), tmp_path) == first[:3]
     monkeypatch.setitem(shards_module.KIND_SHARES, "tube", 0.5)
-    assert not set(first) & set(render_shards(TINY, tmp_path))
-    assert len(rendered) == 4 * 5 + 3
+    assert not set(first) & set(cast_shards(TINY, tmp_path))
+    assert len(cast) == 4 * 5 + 3
 
 
 def test_the_weights_say_what_they_have_seen(tmp_path, shards):
@@ -133,21 +142,21 @@ def test_a_log_keeps_what_the_last_checkpoint_has_done_and_nothing_without_one(t
 def test_one_seed_one_shard(tmp_path):
     shape = ShardShape(64, 32, 3, 2)
     for name in ("a", "b"):
-        render_shard(tmp_path / name, shape, seed=5)
+        cast_shard(tmp_path / name, shape, seed=5)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_batches_visit_every_view_once_an_epoch(shards):
-    batches = Batches(sorted(shards.glob("*.npy")), 4, seed=0, device="cpu")
-    seen = [batches[step].log_distance.sum(dim=(1, 2)) for step in range(len(batches.places))]
-    assert len(torch.unique(torch.cat(seen))) == 4 * len(batches.places)
-    batch = batches[1]
+    drawn = views_of(shards)
+    seen = [drawn[step].buffers.distance.sum(dim=(1, 2)) for step in range(len(drawn.places))]
+    assert len(torch.unique(torch.cat(seen))) == 4 * len(drawn.places)
+    batch = draw(drawn, 1, TINY, coarse=False)
     assert torch.allclose(batch.rays.norm(dim=1), torch.ones_like(batch.rays[:, 0]), atol=1e-3)
     assert (batch.log_distance[batch.known].abs() < 6).all()
 
 
 def test_mirrors_turn_rays_with_the_picture(shards):
-    batch = Batches(sorted(shards.glob("*.npy")), 4, seed=0, device="cpu")[0]
+    batch = draw(views_of(shards), 0, TINY, coarse=False)
     turned = mirror(batch, sideways=True, upside_down=False)
     assert torch.equal(turned.rays[:, 0], -batch.rays[:, 0].flip(-1))
     assert torch.equal(turned.rays[:, 1:], batch.rays[:, 1:].flip(-1))
@@ -157,7 +166,7 @@ def test_mirrors_turn_rays_with_the_picture(shards):
 
 def test_a_batch_larger_than_its_shards_is_refused(shards):
     with pytest.raises(ReconError, match="batch of 100 views"):
-        Batches(sorted(shards.glob("*.npy")), 100, seed=0, device="cpu")
+        Shuffled(sorted(shards.glob("*.npy")), 100, seed=0, device="cpu")
 
 
 def test_sizes_that_the_network_cannot_take_are_refused(tmp_path):
@@ -167,22 +176,60 @@ def test_sizes_that_the_network_cannot_take_are_refused(tmp_path):
 
 def test_the_student_is_light_and_takes_every_size():
     network = Student().eval()
-    assert 2_000_000 < sum(p.numel() for p in network.parameters()) < 3_000_000
+    assert 2_000_000 < sum(p.numel() for p in network.parameters()) < 3_200_000
     for height, width in ((64, 96), (160, 192)):
-        log_distance, log_scale = network(torch.zeros(1, 7, height, width))
+        log_distance, log_scale = network(torch.zeros(1, INPUTS, height, width))
         assert log_distance.shape == log_scale.shape == (1, height, width)
     assert np.isfinite(log_distance.detach().numpy()).all()
 
 
 def test_a_void_is_seen_but_not_known():
     """Black background stays part of the picture, without a distance to learn."""
-    views = np.zeros(1, ShardShape(8, 4, 1, 1).dtype)
-    views["mask"] = True
-    views["log_distance"][0, :, :4] = np.log([10.0, 20.0, 20.0, 40.0])
-    batch = to_batch(views, "cpu")
+    stored = np.zeros(1, ShardShape(8, 4, 1, 1).dtype)
+    stored["distance"][0, :, :4] = [10.0, 20.0, 20.0, 40.0]
+    views = to_views(stored, "cpu")
+    batch = to_batch(torch.zeros(1, 3, 4, 8), views.buffers, torch.ones(1, 4, 8, dtype=torch.bool))
     assert batch.mask.all() and batch.known[0, :, :4].all() and not batch.known[0, :, 4:].any()
-    assert torch.allclose(batch.log_distance[0, 0, :4], torch.log(torch.tensor([0.5, 1.0, 1.0, 2.0])), atol=2e-3)
+    assert torch.allclose(batch.log_distance[0, 0, :4], torch.log(torch.tensor([0.5, 1.0, 1.0, 2.0])), atol=1e-6)
     assert not batch.log_distance[0, :, 4:].any()
+
+
+def test_light_changes_and_shape_stays(shards):
+    views = views_of(shards)[0]
+    first, again, other = (relight(views, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.image, again.image)
+    assert (first.image - other.image).abs().mean() > 0.03
+    both = first.known & other.known
+    away = (first.log_distance - other.log_distance)[both]
+    assert both.any() and away.std() < 0.2  # each is relative to the median of what its own mask leaves
+    per_view = [(first.log_distance - other.log_distance)[k][both[k]] for k in range(len(both)) if both[k].any()]
+    assert max(float(values.std(correction=0)) for values in per_view) < 1e-5
+
+
+def test_every_second_pixel_keeps_its_ray_and_its_distance(shards):
+    views = views_of(shards)[0]
+    half = views.every_second()
+    assert half.on_tool.shape[1:] == tuple(side // 2 for side in views.on_tool.shape[1:])
+    assert torch.equal(half.buffers.rays, views.buffers.rays[:, ::2, ::2])
+    assert torch.equal(half.buffers.distance, views.buffers.distance[:, ::2, ::2])
+    assert torch.equal(half.buffers.lamp_mm, views.buffers.lamp_mm)
+
+
+def test_a_stored_view_is_lit_as_a_rendered_one(tmp_path):
+    """What is stored in whole numbers gives the picture that the renderer makes of the same view."""
+    cast_shard(tmp_path / "one.npy", ShardShape(64, 64, 1, 1), seed=11)
+    stored = np.load(tmp_path / "one.npy")
+    views = to_views(stored, "cpu")
+    rng = np.random.default_rng(11)
+    kind = str(rng.choice(TRAINING_KINDS, p=[KIND_SHARES[k] for k in TRAINING_KINDS]))
+    scene = training_scene(kind, int(rng.integers(2**31)))
+    point = next(point for _ in range(6) if (point := random_viewpoint(scene, rng, 64, 64)) is not None)
+    imaging = Imaging(lamp_offset_mm=random_lamp(rng), noise=0.0)
+    rendering = render(scene, point.camera, point.T_world_camera, imaging, rng, point.tool)
+    materials = [*scene.materials, *(point.tool.scene.materials if point.tool else ())]
+    light, highlight = shade(views.buffers, looks_of(materials)[None], [imaging])
+    picture = expose(light, highlight, views.buffers.distance > 0, [imaging], torch.Generator())[0]
+    assert np.percentile(np.abs(picture.numpy().astype(int) - rendering.image), 99) <= 6
 
 
 def test_jitter_repeats_with_its_seed_and_stays_a_picture():

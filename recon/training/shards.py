@@ -1,13 +1,13 @@
-"""Phantom renders on disk: shards of views that a training run draws batches from.
+"""Phantom geometry on disk: shards of views that a training run lights anew and draws batches from.
 
-A shard is one .npz-free set of plain arrays (memory-mapped, never all in memory), written atomically, decided by its
-seed alone; a killed run renders only what is missing. Shards of another recipe lie in another folder.
+A shard is a plain array (memory-mapped, never all in memory), written atomically, decided by its seed alone; a killed
+run casts only what is missing. Shards of another recipe lie in another folder.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +16,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recon.data.phantom import GENERATOR_VERSION
-from recon.data.phantom.randomize import random_view
+from recon.data.phantom.randomize import MIN_TISSUE, TRIES, random_lamp, random_viewpoint
+from recon.data.phantom.render import Trace, trace
+from recon.data.phantom.scene import Scene
+from recon.data.phantom.shading import NUM_NOISES, Buffers
 from recon.data.phantom.variety import TRAINING_KINDS, training_scene
-from recon.geometry.cameras import ray_grid
 from recon.io.atomic import atomic_path
-from recon.losses.depth import masked_median
 from recon.types import ReconError
 
-KIND_SHARES = {"tube": 0.26, "nasal": 0.14, "cavity": 0.20, "relief": 0.12, "void": 0.16, "smooth": 0.12}
-RAY_UNITS = 32767.0
-FORMAT_VERSION = 1
+KIND_SHARES = {"tube": 0.24, "nasal": 0.14, "cavity": 0.20, "relief": 0.12, "void": 0.20, "smooth": 0.10}
+UNITS = 32767.0
+"""Of the stored components of unit vectors."""
+NOISE_UNITS = 30.0
+FORMAT_VERSION = 2
 """Raised whenever the same seed would be rendered or stored differently; `GENERATOR_VERSION` speaks for the scenes of recordings."""
 
 
@@ -42,8 +45,12 @@ class ShardShape:
     def dtype(self) -> np.dtype:
         size = (self.height_px, self.width_px)
         return np.dtype(
-            [("image", np.uint8, (*size, 3)), ("mask", bool, size), ("log_distance", np.float16, size), ("rays", np.int16, (2, *size))]
-        )
+            [
+                ("distance", np.float32, size), ("rays", np.int16, (*size, 2)), ("normal", np.int16, (*size, 3)),
+                ("object", np.uint8, size), ("noise", np.int8, (*size, NUM_NOISES)), ("unlit", bool, size), ("on_tool", bool, size),
+                ("lamp_mm", np.float32, 3), ("num_tissues", np.uint8), ("num_objects", np.uint8),
+            ]
+        )  # fmt: skip
 
 
 def shards_folder(parent: Path, seed: int, views_per_shard: int, views_per_scene: int) -> Path:
@@ -52,8 +59,8 @@ def shards_folder(parent: Path, seed: int, views_per_shard: int, views_per_scene
     return parent / hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
-def render_shard(path: Path, shape: ShardShape, seed: int) -> None:
-    """Render a shard; every view's scene, lens and light come from `seed`."""
+def cast_shard(path: Path, shape: ShardShape, seed: int) -> None:
+    """Cast the rays of a shard's views; every scene, lens and lamp comes from `seed`."""
     views = np.zeros(shape.num_views, shape.dtype)
     rng = np.random.default_rng(seed)
     count = 0
@@ -61,17 +68,72 @@ def render_shard(path: Path, shape: ShardShape, seed: int) -> None:
         kind = rng.choice(TRAINING_KINDS, p=[KIND_SHARES[k] for k in TRAINING_KINDS])
         scene = training_scene(str(kind), int(rng.integers(2**31)))
         for _ in range(min(shape.views_per_scene, shape.num_views - count)):
-            view = random_view(scene, rng, shape.width_px, shape.height_px)
-            if view is None:
+            if not _cast_view(views[count], scene, rng, shape):
                 break
-            rendering, camera = view
-            views[count]["image"] = rendering.image
-            views[count]["mask"] = rendering.mask
-            views[count]["log_distance"] = np.log(np.maximum(rendering.distance_mm, 1e-3)) * (rendering.distance_mm > 0)
-            views[count]["rays"] = np.round(ray_grid(camera)[..., :2].transpose(2, 0, 1) * RAY_UNITS)
             count += 1
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.save(file, views)
+
+
+def _cast_view(view: np.void, scene: Scene, rng: np.random.Generator, shape: ShardShape) -> bool:
+    for _ in range(TRIES):
+        point = random_viewpoint(scene, rng, shape.width_px, shape.height_px)
+        if point is None:
+            continue
+        traced = trace(scene, point.camera, point.T_world_camera, random_lamp(rng), bool(rng.random() < 0.6), point.tool)
+        if (traced.faces >= 0).mean() > MIN_TISSUE:
+            num_tissues = len(scene.materials)
+            _store(view, traced, num_tissues, num_tissues + (len(point.tool.scene.materials) if point.tool else 0))
+            return True
+    return False
+
+
+def _store(view: np.void, traced: Trace, num_tissues: int, num_objects: int) -> None:
+    buffers = traced.buffers
+    view["distance"], view["object"], view["on_tool"] = buffers.distance[0], buffers.object[0], traced.on_tool
+    view["rays"] = np.round(buffers.rays[0, ..., :2].numpy() * UNITS)
+    view["normal"] = np.round(torch.nn.functional.normalize(buffers.normal[0], dim=-1).numpy() * UNITS)
+    view["noise"] = np.round(buffers.noise[0].numpy() * NOISE_UNITS).clip(-127, 127)
+    view["unlit"], view["lamp_mm"] = buffers.unlit[0] > 0.5, buffers.lamp_mm[0]
+    view["num_tissues"], view["num_objects"] = num_tissues, num_objects
+
+
+@dataclass(frozen=True)
+class Views:
+    """Geometry of some views, before any light."""
+
+    buffers: Buffers
+    on_tool: Bool[Tensor, "b h w"]
+    num_tissues: list[int]
+    """Per view; objects from this number on are parts of an instrument."""
+    num_objects: list[int]
+
+    def every_second(self) -> Views:
+        """Half the size: every second pixel of every second row, with its own ray."""
+        layers = {f.name: getattr(self.buffers, f.name) for f in fields(Buffers)}
+        thinned = {name: layer if name == "lamp_mm" else layer[:, ::2, ::2] for name, layer in layers.items()}
+        return replace(self, buffers=Buffers(**thinned), on_tool=self.on_tool[:, ::2, ::2])
+
+
+def to_views(stored: np.ndarray, device: str) -> Views:
+    """Turn stored views into tensors."""
+
+    def tensor(name: str, units: float | None = None) -> Tensor:
+        values = torch.from_numpy(stored[name].copy()).to(device)
+        return values if units is None else values.float() / units
+
+    across = tensor("rays", UNITS)
+    forward = (1 - across.square().sum(-1, keepdim=True)).clamp_min(0).sqrt()
+    buffers = Buffers(
+        distance=tensor("distance"),
+        rays=torch.cat([across, forward], dim=-1),
+        normal=tensor("normal", UNITS),
+        object=tensor("object").long(),
+        noise=tensor("noise", NOISE_UNITS),
+        unlit=tensor("unlit").float(),
+        lamp_mm=tensor("lamp_mm"),
+    )
+    return Views(buffers, tensor("on_tool"), stored["num_tissues"].tolist(), stored["num_objects"].tolist())
 
 
 @dataclass(frozen=True)
@@ -87,23 +149,8 @@ class Batch:
     """Where `log_distance` holds the truth."""
 
 
-def to_batch(views: np.ndarray, device: str) -> Batch:
-    """Turn stored views into tensors."""
-    across = torch.from_numpy(views["rays"].astype(np.float32) / RAY_UNITS).to(device)
-    forward = (1 - across.square().sum(1, keepdim=True)).clamp_min(0).sqrt()
-    log_distance = torch.from_numpy(views["log_distance"].astype(np.float32)).to(device)
-    known = log_distance != 0
-    return Batch(
-        image=torch.from_numpy(views["image"].transpose(0, 3, 1, 2).astype(np.float32) / 255).to(device),
-        rays=torch.cat([across, forward], dim=1),
-        mask=torch.from_numpy(views["mask"][:, None].astype(np.float32)).to(device),
-        log_distance=torch.where(known, log_distance - masked_median(log_distance, known)[:, None, None], 0.0),
-        known=known,
-    )
-
-
-class Batches:
-    """Batches by step number, each from one shard (all of one size); the order depends on the seed and the step alone,
+class Shuffled:
+    """Views by step number, each from one shard (all of one size); the order depends on the seed and the step alone,
     so a resumed run sees what an unbroken one would have seen."""
 
     def __init__(self, paths: list[Path], batch_size: int, seed: int, device: str) -> None:
@@ -113,10 +160,10 @@ class Batches:
         if not self.places:
             raise ReconError(f"no shard holds a batch of {batch_size} views: make batch_size smaller or shards larger")
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Views:
         epoch, position = divmod(step, len(self.places))
         rng = np.random.default_rng([self.seed, epoch])
         shard, block = self.places[rng.permutation(len(self.places))[position]]
         order = np.random.default_rng([self.seed, epoch, shard]).permutation(len(self.shards[shard]))
         chosen = np.sort(order[block * self.batch_size : (block + 1) * self.batch_size])
-        return to_batch(self.shards[shard][chosen], self.device)
+        return to_views(self.shards[shard][chosen], self.device)

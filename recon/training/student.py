@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 
@@ -17,7 +20,8 @@ from recon.models.student import Student, student_input
 from recon.models.weights import TRAINING
 from recon.training.augment import augment
 from recon.training.checkpoints import Interval, Log, load_checkpoint, save_checkpoint
-from recon.training.shards import Batch, Batches, ShardShape, render_shard, shards_folder
+from recon.training.relight import relight
+from recon.training.shards import Batch, ShardShape, Shuffled, cast_shard, shards_folder
 from recon.types import ReconError
 
 logger = logging.getLogger(__name__)
@@ -28,13 +32,15 @@ class StudentConfig:
     """What `recon train` reads from its file."""
 
     num_shards: int = 64
-    """Shards of renders to train on; two more are kept for validation."""
+    """Shards of views to train on; two more are kept for validation."""
     views_per_shard: int = 256
     views_per_scene: int = 8
-    sizes_px: tuple[str, ...] = ("192x160", "224x128", "192x160")
+    sizes_px: tuple[str, ...] = ("160x128", "192x96", "160x128", "128x128")
     """Picture sizes, width x height, multiples of 32; shards take them in turn."""
     batch_size: int = 16
     num_steps: int = 20000
+    coarse_steps: int = 0
+    """Of the steps, the first ones, in which pictures have half the size: several times as many are seen in the same time."""
     learning_rate: float = 1.5e-3
     weight_decay: float = 1e-4
     warmup_steps: int = 500
@@ -49,6 +55,8 @@ class StudentConfig:
     seed: int = 0
     num_threads: int = 0
     """0 means all."""
+    num_workers: int = 2
+    """Processes that cast shards; 0 casts in this one."""
     device: str = "cpu"
 
 
@@ -63,15 +71,15 @@ def train_student(config: StudentConfig, out: Path, stop_after: int | None = Non
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
-    shards = render_shards(config, out)
-    training = Batches(shards[2:], config.batch_size, config.seed, config.device)
-    validation = Batches(shards[:2], config.batch_size, config.seed, config.device)
+    shards = cast_shards(config, out)
+    training = Shuffled(shards[2:], config.batch_size, config.seed, config.device)
+    validation = Shuffled(shards[:2], config.batch_size, config.seed, config.device)
     state = TrainingState(config)
     state.load(out / "checkpoint.pt")
     due = Interval(config.checkpoint_minutes)
     log = Log(out, state.step)
     for step in range(state.step, config.num_steps):
-        losses = training_step(state, training[step], config)
+        losses = training_step(state, draw(training, step, config, step < config.coarse_steps), config)
         if step % 50 == 0 or step + 1 == config.num_steps:
             log.add("losses", state.step, losses)
         if (step + 1) % config.validate_every == 0 or step + 1 == config.num_steps:
@@ -84,20 +92,27 @@ def train_student(config: StudentConfig, out: Path, stop_after: int | None = Non
     return save_weights(state, out / "student.safetensors")
 
 
-def render_shards(config: StudentConfig, out: Path) -> list[Path]:
-    """Paths of all shards, validation first, rendering those that are not there."""
+def cast_shards(config: StudentConfig, out: Path) -> list[Path]:
+    """Paths of all shards, validation first, casting those that are not there."""
     out.mkdir(parents=True, exist_ok=True)
     sizes = [tuple(map(int, size.split("x"))) for size in config.sizes_px]
     if any(value % 32 for size in sizes for value in size):
         raise ReconError(f"sizes_px must be multiples of 32, found {', '.join(config.sizes_px)}")
-    folder, paths = shards_folder(out / "shards", config.seed, config.views_per_shard, config.views_per_scene), []
-    for index in range(config.num_shards + 2):
-        width, height = sizes[index % len(sizes)]
-        path = folder / f"{index:04d}_{width}x{height}.npy"
-        if not path.exists():
-            logger.info("rendering shard %d of %d", index + 1, config.num_shards + 2)
-            render_shard(path, ShardShape(width, height, config.views_per_shard, config.views_per_scene), config.seed * 100_000 + index)
-        paths.append(path)
+    views = (config.views_per_shard, config.views_per_scene)
+    folder = shards_folder(out / "shards", config.seed, *views)
+    shapes = [ShardShape(*sizes[index % len(sizes)], *views) for index in range(config.num_shards + 2)]
+    paths = [folder / f"{index:04d}_{shape.width_px}x{shape.height_px}.npy" for index, shape in enumerate(shapes)]
+    missing = [index for index, path in enumerate(paths) if not path.exists()]
+    jobs = [(paths[index], shapes[index], config.seed * 100_000 + index) for index in missing]
+    if not config.num_workers:
+        for job in jobs:
+            cast_shard(*job)
+    elif jobs:
+        # Threads that torch started do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(config.num_workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for number, _ in enumerate(pool.map(cast_shard, *zip(*jobs, strict=True)), start=1):
+                logger.info("cast %d of %d missing shards", number, len(jobs))
     return paths
 
 
@@ -126,6 +141,12 @@ class TrainingState:
         self.average.load_state_dict(checkpoint["average"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = checkpoint["step"]
+
+
+def draw(views: Shuffled, step: int, config: StudentConfig, coarse: bool) -> Batch:
+    """The batch of a step: its views in the light that the step's number decides."""
+    drawn = views[step]
+    return relight(drawn.every_second() if coarse else drawn, np.random.default_rng([config.seed, step]))
 
 
 def training_step(state: TrainingState, batch: Batch, config: StudentConfig) -> dict[str, float]:
@@ -175,12 +196,12 @@ def compute_losses(network: torch.nn.Module, batch: Batch, config: StudentConfig
 
 
 @torch.no_grad()
-def validate(network: torch.nn.Module, batches: Batches, config: StudentConfig) -> dict[str, float]:
+def validate(network: torch.nn.Module, batches: Shuffled, config: StudentConfig) -> dict[str, float]:
     """Losses and Abs Rel of the distance, one factor per view, over the validation shards."""
     network.eval()
     sums: dict[str, float] = {}
     for step in range(len(batches.places)):
-        batch = batches[step]
+        batch = draw(batches, step, config, coarse=False)
         losses = compute_losses(network, batch, config)
         with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bfloat16):
             log_distance, _ = network(student_input(batch.image, batch.rays, batch.mask))

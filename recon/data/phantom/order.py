@@ -12,8 +12,9 @@ from jaxtyping import Bool
 
 from recon.data.phantom.geometry import organ, relief
 from recon.data.phantom.noise import random_noise
-from recon.data.phantom.render import Imaging, Rendering, render
+from recon.data.phantom.render import Rendering, render
 from recon.data.phantom.scene import Scene, look_at
+from recon.data.phantom.shading import Imaging
 from recon.data.phantom.variety import BRIGHT, DARK, random_tissue
 from recon.types import Camera
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
 
 from recon.data.phantom.instruments import random_tool
 from recon.data.phantom.optics import random_artefacts, spoil
-from recon.data.phantom.render import Imaging, Rendering, render
+from recon.data.phantom.render import Rendering, Tool, render
 from recon.data.phantom.scene import Scene
+from recon.data.phantom.shading import Imaging
 from recon.geometry import se3
 from recon.types import Camera
 
 MIN_TISSUE = 0.15
 """Share of the picture that must show tissue; the rest may be mask, instrument or nothing."""
+TRIES = 6
+"""Viewpoints drawn in a scene before it is given up."""
 
 
 def random_lens(rng: np.random.Generator, width_px: int, height_px: int) -> Camera:
@@ -32,12 +36,17 @@ def random_lens(rng: np.random.Generator, width_px: int, height_px: int) -> Came
     return Camera("OPENCV_FISHEYE", width_px, height_px, (focal * aspect, focal, *centre, k1, k2, 0.0, 0.0))
 
 
+def random_lamp(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Where the lamp sits beside the lens, in millimetres."""
+    return tuple((rng.normal(0, np.exp(rng.uniform(np.log(0.5), np.log(5))), 3) * [1, 1, 0.3]).tolist())
+
+
 def random_imaging(rng: np.random.Generator) -> Imaging:
     """A lamp, a video processor, a sensor and the scope's mask; a fifth of the pictures are over-exposed nearby."""
     overexposed = rng.random() < 0.2
     mask = rng.choice(["none", "round", "oval", "cut"], p=[0.45, 0.3, 0.12, 0.13])
     return Imaging(
-        lamp_offset_mm=tuple(rng.normal(0, np.exp(rng.uniform(np.log(0.5), np.log(5))), 3) * [1, 1, 0.3]),
+        lamp_offset_mm=random_lamp(rng),
         spot_exponent=rng.uniform(0, 3.5),
         ambient=np.exp(rng.uniform(np.log(0.003), np.log(0.15))),
         exposure_percentile=rng.uniform(30, 75) if overexposed else rng.uniform(75, 98),
@@ -56,19 +65,37 @@ def random_imaging(rng: np.random.Generator) -> Imaging:
     )
 
 
-def random_view(scene: Scene, rng: np.random.Generator, width_px: int, height_px: int, tries: int = 6) -> tuple[Rendering, Camera] | None:
-    """A rendering from somewhere along the scene's path with a random lens; None when no free place was found."""
+@dataclass(frozen=True)
+class Viewpoint:
+    """A lens at a free place of a scene, perhaps with an instrument before it."""
+
+    camera: Camera
+    T_world_camera: Float[np.ndarray, "4 4"]
+    tool: Tool | None
+
+
+def random_viewpoint(scene: Scene, rng: np.random.Generator, width_px: int, height_px: int) -> Viewpoint | None:
+    """Somewhere along the scene's path with a random lens; None where the lens has no room."""
+    camera = random_lens(rng, width_px, height_px)
+    T_world_camera = scene.path[rng.integers(len(scene.path))] @ random_turn(rng)
+    distance = free_distance(scene, T_world_camera)
+    if distance is None:
+        return None
+    return Viewpoint(camera, T_world_camera, random_tool(rng, distance) if rng.random() < 0.3 else None)
+
+
+def random_view(
+    scene: Scene, rng: np.random.Generator, width_px: int, height_px: int, tries: int = TRIES
+) -> tuple[Rendering, Camera] | None:
+    """A rendering from a random viewpoint; None when no free place was found."""
     for _ in range(tries):
-        camera = random_lens(rng, width_px, height_px)
-        T_world_camera = scene.path[rng.integers(len(scene.path))] @ random_turn(rng)
-        distance = free_distance(scene, T_world_camera)
-        if distance is None:
+        view = random_viewpoint(scene, rng, width_px, height_px)
+        if view is None:
             continue
-        tool = random_tool(rng, distance) if rng.random() < 0.3 else None
-        rendering = render(scene, camera, T_world_camera, random_imaging(rng), rng, tool)
+        rendering = render(scene, view.camera, view.T_world_camera, random_imaging(rng), rng, view.tool)
         if (rendering.faces >= 0).mean() > MIN_TISSUE:
             image = spoil(rendering.image, random_artefacts(rng), rng)
-            return replace(rendering, image=image), camera
+            return replace(rendering, image=image), view.camera
     return None
 
 

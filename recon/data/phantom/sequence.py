@@ -12,8 +12,9 @@ from jaxtyping import Float, UInt8
 
 from recon.data.phantom.geometry import TubeShape
 from recon.data.phantom.noise import noise_volume
-from recon.data.phantom.render import Imaging, render, scope_mask
+from recon.data.phantom.render import render
 from recon.data.phantom.scene import KINDS, Material, Scene, random_scene, tube_scene
+from recon.data.phantom.shading import Imaging, scope_mask
 from recon.geometry.cameras import ray_grid, resize
 from recon.types import Camera, DepthMap, Frame, FrameSequence, Mesh, ReconError, Trajectory
 
@@ -143,7 +144,7 @@ def _distance(spec: PhantomSpec, camera: Camera, index: int) -> tuple[np.ndarray
     """Distance (h, w) along the rays, the rays (h, w, 3) and the faces seen (h, w), -1 outside the mask."""
     pose, rays = phantom_path(spec)[index], ray_grid(camera)
     hits = phantom_scene(spec).cast(pose[:3, 3], rays.reshape(-1, 3) @ pose[:3, :3].T)
-    seen = (np.isfinite(hits["distance"]).reshape(rays.shape[:2])) & scope_mask(camera, _imaging(spec))
+    seen = (np.isfinite(hits["distance"]).reshape(rays.shape[:2])) & scope_mask(rays.shape[:2], _imaging(spec))
     return np.where(seen, hits["distance"].reshape(seen.shape), 0), rays, np.where(seen, hits["face"].reshape(seen.shape), -1)
 
 

@@ -47,16 +47,17 @@ def training_scene(kind: str, seed: int) -> Scene:
 
 
 def paint(rng: np.random.Generator, scene: Scene) -> Scene:
-    """Give every object a new material: natural tissue, or strong contrast dealt out by chance, or one colour for all."""
-    scheme = rng.choice(["natural", "contrast", "one colour"], p=[0.45, 0.3, 0.25])
-    same = random_tissue(rng, None)
-    materials = []
-    for _ in scene.surfaces:
-        if scheme == "contrast":
-            materials.append(random_tissue(rng, DARK if rng.random() < 0.5 else BRIGHT))
-        else:
-            materials.append(random_tissue(rng, None) if scheme == "natural" else same)
-    return replace(scene, materials=tuple(materials))
+    """Give every object of a scene a new material."""
+    return replace(scene, materials=tuple(random_tissues(rng, len(scene.surfaces))))
+
+
+def random_tissues(rng: np.random.Generator, count: int) -> list[Material]:
+    """Materials of the objects of one scene: natural tissue, or strong contrast dealt out by chance, or one colour for all."""
+    scheme = rng.choice(["natural", "contrast", "one colour"], p=[0.4, 0.4, 0.2])
+    if scheme == "one colour":
+        return [random_tissue(rng, None)] * count
+    tones = [(DARK if rng.random() < 0.5 else BRIGHT) if scheme == "contrast" else None for _ in range(count)]
+    return [random_tissue(rng, tone) for tone in tones]
 
 
 def random_tissue(rng: np.random.Generator, tone: tuple[float, float] | None) -> Material:
@@ -91,8 +92,8 @@ def void_scene(rng: np.random.Generator, volume: Tensor) -> Scene:
     if rng.random() < 0.4:
         size = distance * rng.uniform(0.6, 1.8)
         surfaces.append(relief(rng, size, size * rng.uniform(0.01, 0.06), volume, rows=80))
-    for _ in range(rng.integers(2, 9)):
-        depth = rng.uniform(-0.25, 0.6) if rng.random() < 0.8 else rng.uniform(-0.65, -0.25)
+    for _ in range(rng.integers(2, 11)):
+        depth = rng.uniform(-0.3, 1.0) if rng.random() < 0.8 else rng.uniform(-0.65, -0.3)
         centre = distance * np.array([*rng.uniform(-0.6, 0.6, 2), depth])
         # Nothing fills the view: what hangs close to the lens is smaller.
         size = distance * rng.uniform(0.1, 0.42) * min(1.0, 1.3 + depth)
