@@ -19,8 +19,8 @@ FRAMES_FOR_FULL_SUPPORT = 10
 class Config:
     """What of the surface is kept."""
 
-    min_confidence: float = bounded(0.2, 0.0, 1.0)
-    """Surface of lower confidence (0 to 1) is cut away; in proportion less where fewer than 10 frames were fused."""
+    min_confidence: float = bounded(0.15, 0.0, 1.0)
+    """Surface of lower confidence (the probability that it is true to 1 % of the median depth) is cut away; in proportion less where fewer than 10 frames were fused."""
     max_removed_share: float = bounded(0.4, 0.0, 1.0)
     """But never more than this share of the faces."""
     min_component_share: float = bounded(0.005, 0.0, 1.0)
@@ -46,6 +46,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
 STAGE = Stage(
     config=Config,
     run=run,
+    version=2,
     reads=("surface",),
     writes=("mesh.ply", "mesh.glb", "mesh.json"),
     seconds_per_frame=0.05,

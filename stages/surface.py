@@ -68,7 +68,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         folders = (depth_folder, inputs["frames"] / "images", inputs["masks"] / "tissue")
         return ViewSource(camera, *folders, indices, poses[positions], settings)
 
-    median_depth = views_of(np.arange(len(posed))).medians[0]
+    median_depth, typical_sigma = views_of(np.arange(len(posed))).medians
     is_keyframe = np.array([bool(matched) or frame["status"] == "keyframe" for frame in posed])
     chosen = select_frames(poses, is_keyframe, median_depth, config.max_frames)
     neighbours = [select_neighbours(poses[chosen], i, median_depth, config.num_neighbours) for i in range(len(chosen))]
@@ -78,7 +78,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         min_agreement=config.min_agreement,
         max_volume_bytes=config.max_volume_mb * 1_000_000,
     )
-    mesh, stats = fuse(views_of(chosen).load, neighbours, median_depth, unit, fusion, track)
+    mesh, stats = fuse(views_of(chosen).load, neighbours, median_depth, typical_sigma, unit, fusion, track)
     write_ply(out / "surface.ply", mesh)
     numbers = {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in asdict(stats).items()}
     write_json(out / "surface.json", {"unit": unit, **numbers, "num_vertices": len(mesh.vertices), "num_faces": len(mesh.faces)})

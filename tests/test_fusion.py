@@ -70,7 +70,7 @@ def fused(views, voxel=0.5, truncation=2.0) -> Mesh:
     blocks = np.zeros((0, 3), np.int64)
     for view in views:
         blocks = merge_blocks(blocks, touched_blocks(view, voxel, truncation, ORIGIN))
-    volume = TsdfVolume(blocks, voxel, truncation, ORIGIN)
+    volume = TsdfVolume(blocks, voxel, truncation, ORIGIN, typical_error=0.9, tolerance=0.3)
     for view in views:
         volume.integrate(view)
     return volume.extract("mm")
@@ -187,7 +187,7 @@ def test_far_from_the_origin_precision_stays(sphere_views):
         T[:3, 3] += offset
         views.append(replace(view, T_world_camera=T))
     neighbours = [np.zeros(0, np.int64)] * len(views)
-    mesh, _ = fuse(views.__getitem__, neighbours, 30.0, "mm", FusionSettings(voxels_per_depth=60.0), silent)
+    mesh, _ = fuse(views.__getitem__, neighbours, 30.0, 0.02, "mm", FusionSettings(voxels_per_depth=60.0), silent)
     assert np.abs(np.linalg.norm(mesh.vertices - offset, axis=1) - 10).mean() < 0.05
 
 
@@ -225,8 +225,8 @@ def test_fuse_drops_an_outlier_frame_and_reports_the_noise():
     T = np.array(poses)
     judged = [select_neighbours(T, i, 30.0, 4) for i in range(len(views))]
     settings = FusionSettings(voxels_per_depth=60.0)
-    mesh, stats = fuse(views.__getitem__, judged, 30.0, "mm", settings, silent)
-    blind, _ = fuse(views.__getitem__, [np.zeros(0, np.int64)] * len(views), 30.0, "mm", settings, silent)
+    mesh, stats = fuse(views.__getitem__, judged, 30.0, 0.02, "mm", settings, silent)
+    blind, _ = fuse(views.__getitem__, [np.zeros(0, np.int64)] * len(views), 30.0, 0.02, "mm", settings, silent)
     assert sphere_error(mesh).mean() < 0.25 * sphere_error(blind).mean()
     assert stats.noise < 0.01 and stats.num_frames == 40 and 0.9 < stats.kept_share < 1
 
@@ -234,7 +234,7 @@ def test_fuse_drops_an_outlier_frame_and_reports_the_noise():
 def test_the_volume_coarsens_until_it_fits(sphere_views):
     neighbours = [np.zeros(0, np.int64)] * len(sphere_views)
     settings = FusionSettings(voxels_per_depth=200.0, max_volume_bytes=3_000_000)
-    mesh, stats = fuse(sphere_views.__getitem__, neighbours, 30.0, "mm", settings, silent)
+    mesh, stats = fuse(sphere_views.__getitem__, neighbours, 30.0, 0.02, "mm", settings, silent)
     assert stats.voxel > 30 / 200
     assert sphere_error(mesh).mean() < 0.1
 
@@ -242,7 +242,7 @@ def test_the_volume_coarsens_until_it_fits(sphere_views):
 def test_an_empty_volume_says_which_numbers_to_look_at(sphere_views):
     blind = replace(sphere_views[0], weight=np.zeros_like(sphere_views[0].weight))
     with pytest.raises(ReconError, match=r"1 frames, 0 known depth pixels.*median depth 30.*voxel") as raised:
-        fuse(lambda i: blind, [np.zeros(0, np.int64)], 30.0, "mm", FusionSettings(), silent)
+        fuse(lambda i: blind, [np.zeros(0, np.int64)], 30.0, 0.02, "mm", FusionSettings(), silent)
     assert raised.value.exit_code == 1
 
 
@@ -250,7 +250,7 @@ def test_depth_that_no_view_confirms_is_an_error_naming_the_cause():
     views = [view_of(np.full((96, 128), 20.0 * 1.2**i), np.eye(4), i) for i in range(6)]
     neighbours = [np.array([j for j in range(6) if j != i]) for i in range(6)]
     with pytest.raises(ReconError, match="not in one unit"):
-        fuse(views.__getitem__, neighbours, 30.0, "mm", FusionSettings(min_agreement=0.9), silent)
+        fuse(views.__getitem__, neighbours, 30.0, 0.02, "mm", FusionSettings(min_agreement=0.9), silent)
 
 
 def test_weights_fall_with_sigma_angle_and_distance():

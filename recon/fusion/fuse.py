@@ -19,6 +19,8 @@ from recon.fusion.view import View
 from recon.types import Mesh, ReconError, Unit
 
 CACHED_VIEWS = 48
+TOLERANCE = 0.01
+"""Of the median depth: the error that the confidence of the surface asks about."""
 NOISE_SAMPLES = 12
 """Views, spread over the recording, from which the noise of the depth is measured."""
 TOLERANCE_RANGE = (0.01, 0.08)
@@ -60,6 +62,7 @@ def fuse(
     load: Callable[[int], View],
     neighbours: list[np.ndarray],
     median_depth: float,
+    typical_sigma: float,
     unit: Unit,
     settings: FusionSettings,
     watch: Callable[[Iterable[int], int, str], Iterable[int]],
@@ -69,6 +72,7 @@ def fuse(
     Args:
         load: from a position (0 to n - 1) to its view.
         neighbours: per position, the positions of the views that judge it.
+        typical_sigma: standard deviation of the logarithm of depth in a pixel of weight 1.
         watch: wraps a loop for progress: (items, total, description).
 
     Raises ReconError (exit code 1) when no surface comes out, naming the lengths involved.
@@ -96,7 +100,7 @@ def fuse(
     stats = FusionStats(num, median_depth, noise, tolerance, voxel, truncation, len(blocks), kept / max(known, 1))
     if len(blocks) == 0:
         raise _empty(stats, known, kept)
-    volume = TsdfVolume(blocks, voxel, truncation, origin)
+    volume = TsdfVolume(blocks, voxel, truncation, origin, typical_sigma * median_depth, TOLERANCE * median_depth)
     for i in watch(range(num), num, "fusing depth"):
         volume.integrate(judged(i))
     mesh = volume.extract(unit)

@@ -11,6 +11,7 @@ import numpy as np
 import open3d as o3d
 import open3d.core as o3c
 from jaxtyping import Float, Int
+from scipy.special import erf
 
 from recon.fusion.view import View, lookup, rays
 from recon.types import Mesh, ReconError, Unit
@@ -27,10 +28,8 @@ what others saw, while a lone flying surface has to go."""
 MAX_OFFSET = 1.0
 """Of a voxel's depth from its pixel's, in truncations: farther along a grazing ray the tangent plane has left the tissue."""
 TINY_WEIGHT = 1e-6
-UNIFORM_VARIANCE = 1 / 3
-"""Of distances that know nothing: uniform over the truncation band, in units of it."""
-SUPPORT_WEIGHT = 3.0
-"""Weight at which the support of a vertex reaches 1 - 1/e."""
+SHARED_ERROR = 0.25
+"""Share of the variance between frames that more frames do not average away: they make the same mistakes."""
 
 
 class TsdfVolume:
@@ -41,12 +40,23 @@ class TsdfVolume:
         voxel: edge length in world units.
         truncation: in world units.
         origin: world point that lies at the volume's origin, so that float32 is enough anywhere.
+        typical_error: standard deviation of the distance that a pixel of weight 1 measures, world units.
+        tolerance: error that `confidence` asks about, world units.
     """
 
-    def __init__(self, blocks: Int[np.ndarray, "b 3"], voxel: float, truncation: float, origin: Float[np.ndarray, " 3"]) -> None:
+    def __init__(
+        self,
+        blocks: Int[np.ndarray, "b 3"],
+        voxel: float,
+        truncation: float,
+        origin: Float[np.ndarray, " 3"],
+        typical_error: float,
+        tolerance: float,
+    ) -> None:
         if len(blocks) == 0:
             raise ReconError("the volume has no block: no depth pixel has a weight above 0", exit_code=1)
         self.voxel, self.truncation, self.origin = voxel, truncation, origin
+        self.typical_error, self.tolerance = typical_error, tolerance
         self.grid = o3d.t.geometry.VoxelBlockGrid(
             list(ATTRIBUTES),
             [o3c.float32] * len(ATTRIBUTES),
@@ -75,8 +85,9 @@ class TsdfVolume:
     def extract(self, unit: Unit) -> Mesh:
         """Return the zero surface with colours, observations and confidence (may be empty).
 
-        Confidence is support x agreement x presence, each 0 to 1: 1 - exp(-surface weight / 3); one minus the variance of
-        the frames' distances over that of knowing nothing; the share of the weight that saw a surface instead of through it.
+        Confidence is the probability that the surface is true to within the tolerance: of a normal error whose variance is that
+        of the inverse-variance weighted mean and a share of what the frames differ by, times the share of the weight that saw a
+        surface here instead of through it.
         """
         # The threshold is explicit because Open3D's default of 3.0 empties every volume of fewer than 3 frames.
         raw = self.grid.extract_triangle_mesh(weight_threshold=TINY_WEIGHT)
@@ -85,16 +96,16 @@ class TsdfVolume:
         vertices = raw.vertex.positions.numpy()
         at = self._at_vertices(vertices)
         surface_weight, weight = at["surface_weight"][:, 0], at["weight"][:, 0]
-        variance = np.maximum(at["square"] - at["tsdf"] ** 2, 0)[:, 0]
-        support = 1 - np.exp(-surface_weight / SUPPORT_WEIGHT)
-        agreement = np.clip(1 - variance / UNIFORM_VARIANCE, 0, 1)
+        scatter = np.maximum(at["square"] - at["tsdf"] ** 2, 0)[:, 0] * self.truncation**2
+        variance = self.typical_error**2 / np.maximum(surface_weight, TINY_WEIGHT) + SHARED_ERROR * scatter
+        within = erf(self.tolerance / np.sqrt(2 * variance))
         presence = surface_weight / np.maximum(weight, TINY_WEIGHT)
         order, faces = _canonical_order(vertices, raw.triangle.indices.numpy())
         return Mesh(
             vertices=vertices[order].astype(np.float64) + self.origin,
             faces=faces,
             colors=np.clip(np.rint(at["color"][order]), 0, 255).astype(np.uint8),
-            confidence=np.clip(support * agreement * presence, 0, 1)[order],
+            confidence=np.clip(within * presence, 0, 1).astype(np.float32)[order],
             observations=at["observations"][order, 0],
             unit=unit,
         )

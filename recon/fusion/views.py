@@ -19,6 +19,9 @@ from recon.io.images import read_image
 from recon.io.masks import read_mask
 from recon.types import Camera, ReconError
 
+LEAST_TYPICAL_SIGMA = 0.02
+"""Pixels count relative to the typical sigma, and to no smaller one: where stereo is sharp nearly everywhere, the network's word still
+has to weigh something between it."""
 MEASURED_FRAMES = 24
 """Frames, spread over the recording, from which the medians of depth and sigma are taken."""
 
@@ -64,7 +67,7 @@ class ViewSource:
 
     @cached_property
     def medians(self) -> tuple[float, float]:
-        """Median depth and median sigma over known pixels of the recording."""
+        """Median depth and typical sigma over known pixels of the recording."""
         chosen = np.unique(np.linspace(0, len(self.frame_indices) - 1, MEASURED_FRAMES).round().astype(int))
         depth, sigma = [], []
         for position in chosen:
@@ -75,7 +78,7 @@ class ViewSource:
         all_depth = np.concatenate(depth)
         if len(all_depth) == 0:
             raise ReconError(f"none of {len(chosen)} depth maps in {self._depth_folder} has a known pixel: nothing to fuse", exit_code=1)
-        return float(np.median(all_depth)), float(np.median(np.concatenate(sigma)))
+        return float(np.median(all_depth)), max(float(np.median(np.concatenate(sigma))), LEAST_TYPICAL_SIGMA)
 
     def load(self, position: int) -> View:
         """Return the view at `position` in `frame_indices`."""
