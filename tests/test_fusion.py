@@ -70,7 +70,7 @@ def fused(views, voxel=0.5, truncation=2.0) -> Mesh:
     blocks = np.zeros((0, 3), np.int64)
     for view in views:
         blocks = merge_blocks(blocks, touched_blocks(view, voxel, truncation, ORIGIN))
-    volume = TsdfVolume(blocks, voxel, truncation, ORIGIN, typical_error=0.9, tolerance=0.3)
+    volume = TsdfVolume(blocks, voxel, truncation, ORIGIN, typical_error=0.6, tolerance=0.3)
     for view in views:
         volume.integrate(view)
     return volume.extract("mm")
@@ -176,7 +176,8 @@ def test_a_flying_surface_is_carved_by_frames_that_look_through_it(sphere_views)
     )
     floating = np.linalg.norm(mesh.vertices, axis=1) > 12
     assert floating.mean() < 0.1
-    assert np.median(mesh.confidence[floating]) < 0.3 * np.median(mesh.confidence[~floating]) if floating.any() else True
+    # Few frames look through it, so much of its probability is left; what is sure about the sphere is not sure about it.
+    assert floating.any() and np.median(mesh.confidence[floating]) < 0.4 * np.median(mesh.confidence[~floating])
 
 
 def test_far_from_the_origin_precision_stays(sphere_views):
