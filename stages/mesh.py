@@ -20,7 +20,8 @@ class Config:
     """What of the surface is kept."""
 
     min_confidence: float = bounded(0.15, 0.0, 1.0)
-    """Surface of lower confidence (the probability that it is true to 1 % of the median depth) is cut away; in proportion less where fewer than 10 frames were fused."""
+    """Surface of lower confidence (the probability that it is true to 1 % of the median depth) is cut away; in proportion less
+    where fewer than 10 frames were fused."""
     max_removed_share: float = bounded(0.4, 0.0, 1.0)
     """But never more than this share of the faces."""
     min_component_share: float = bounded(0.005, 0.0, 1.0)

@@ -12,6 +12,7 @@ from recon.pipeline import Stage
 from recon.tracking.features import FeatureOptions, feature_masks
 from recon.tracking.map_files import write_maps
 from recon.tracking.mapping import SparseMap, map_frames
+from recon.tracking.strays import without_strays
 from recon.types import MAX_SEED, MAX_THREADS, bounded
 
 WORK = "work"
@@ -44,7 +45,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
 
 
 def _maps(inputs: dict[str, Path], work: Path, frames: list[int], config: Config) -> list[SparseMap]:
-    return map_frames(
+    maps = map_frames(
         inputs["frames"] / "images",
         feature_masks(inputs["masks"] / "masks", frames, work / "masks"),
         {index: f"{index:06d}.jpg" for index in frames},
@@ -53,11 +54,13 @@ def _maps(inputs: dict[str, Path], work: Path, frames: list[int], config: Config
         work,
         FeatureOptions(config.max_num_features, overlap=config.overlap, seed=config.seed, num_threads=config.num_threads),
     )
+    return [without_strays(sparse) for sparse in maps]
 
 
 STAGE = Stage(
     config=Config,
     run=run,
+    version=2,
     reads=("frames", "camera", "masks"),
     writes=("structure.json",),
     seconds_per_frame=1.0,

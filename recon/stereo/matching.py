@@ -15,6 +15,10 @@ from recon.stereo.semi_global import aggregate
 from recon.types import Camera
 
 
+MIN_BEND = 1e-4
+"""Second difference of likeness below which a maximum is too flat to be refined."""
+
+
 @dataclass(frozen=True)
 class MatchOptions:
     """What counts as a match."""
@@ -43,15 +47,18 @@ class Match:
 def match(
     similarity: Float[np.ndarray, "p h w"], planes: Float[np.ndarray, " p"], usable: Bool[np.ndarray, "h w"], options: MatchOptions
 ) -> Match:
-    """The cheapest hypothesis after aggregation, refined between planes by a parabola."""
+    """The cheapest hypothesis after aggregation, refined by a parabola through its neighbours' likeness.
+
+    The parabola is laid through what was measured: penalties for steps pull the aggregated minimum off a slanted wall (by up to
+    a whole step on a wall of constant depth, whose distance grows towards the sides).
+    """
     cost = np.ascontiguousarray(1.0 - similarity.transpose(1, 2, 0))
-    smoothed = aggregate(cost, options.small_step, options.large_step)
-    best = smoothed.argmin(axis=2)
+    best = aggregate(cost, options.small_step, options.large_step).argmin(axis=2)
     inner = np.clip(best, 1, len(planes) - 2)
-    below, middle, above = (np.take_along_axis(smoothed, (inner + k)[..., None], axis=2)[..., 0] for k in (-1, 0, 1))
+    below, middle, above = (np.take_along_axis(cost, (inner + k)[..., None], axis=2)[..., 0] for k in (-1, 0, 1))
     bend = below - 2 * middle + above
-    offset = np.where(bend > 1e-9, 0.5 * (below - above) / np.maximum(bend, 1e-9), 0.0)
-    inverse_distance = planes[0] + (planes[1] - planes[0]) * (inner + np.clip(offset, -0.5, 0.5))
+    offset = np.where(bend > MIN_BEND, 0.5 * (below - above) / np.maximum(bend, MIN_BEND), 0.0)
+    inverse_distance = planes[0] + (planes[1] - planes[0]) * (inner + np.clip(offset, -1.0, 1.0))
     likeness = np.take_along_axis(similarity, best[None], axis=0)[0]
     # The first and the last hypothesis stand for everything beyond.
     known = usable & (likeness >= options.min_likeness) & (best > 0) & (best < len(planes) - 1) & (inverse_distance > 0)

@@ -52,7 +52,7 @@ def sample_points(camera: Camera, depth: Float[np.ndarray, "h w"]) -> Float[np.n
     return (rays / rays[..., 2:])[known] * z[known][:, None]
 
 
-def sighting(camera: Camera, points: Float[np.ndarray, "n 3"], T_other_camera: Float[np.ndarray, "4 4"]) -> Sighting:
+def sighting(camera: Camera, points: Float[np.ndarray, "p 3"], T_other_camera: Float[np.ndarray, "4 4"]) -> Sighting:
     """How a frame at `T_other_camera` sees points given in the camera's coordinates."""
     if len(points) == 0:
         return Sighting(0.0, 0.0)
@@ -92,7 +92,7 @@ def choose_keyframes(
 
 def choose_partners(
     camera: Camera,
-    points: Float[np.ndarray, "n 3"],
+    points: Float[np.ndarray, "p 3"],
     position: int,
     poses: Float[np.ndarray, "n 4 4"],
     candidates: Sequence[int],
