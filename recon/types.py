@@ -144,10 +144,12 @@ class Mesh:
     colors: UInt8[np.ndarray, "v 3"] | None = None
     normals: Float[np.ndarray, "v 3"] | None = None
     confidence: Float[np.ndarray, " v"] | None = None
-    """0 to 1."""
+    """Probability, 0 to 1, that the vertex is true to 1 % of the median depth."""
     observations: Float[np.ndarray, " v"] | None = None
     """How many frames saw the vertex."""
     unit: Unit = "unitless"
+    matched: Float[np.ndarray, " v"] | None = None
+    """Share, 0 to 1, of what is known of the vertex that matching of views gave; a network gave the rest."""
 
 
 @dataclass(frozen=True)

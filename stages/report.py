@@ -92,6 +92,7 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
             "adapted_on_this_recording": network["adapted"],
         },
         "evaluation_gt": evaluation["gt_used"],
+        "stereo": _stereo(read_json(inputs["stereo"] / "stereo.json")),
         "alignments": evaluation["rungs"],
         "partial": partial_reasons(source, frames),
         "seconds": seconds,
@@ -101,6 +102,12 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
         "settings": {name: getattr(config, name) for name in SETTINGS},
         "config": {name: manifest["config"] for name, manifest in manifests.items()} | {"report": asdict(config)},
     }
+
+
+def _stereo(found: dict) -> dict[str, Any]:
+    """How much of the keyframes' depth is matched between views."""
+    shares = [keyframe["matched_share"] for keyframe in found["keyframes"]]
+    return {"keyframes": len(shares), "matched_share": float(np.mean(shares)) if shares else 0.0}
 
 
 def _manifests(inputs: dict[str, Path]) -> dict[str, dict[str, Any]]:
@@ -133,7 +140,7 @@ def _copy(source: Path, target: Path) -> None:
 STAGE = Stage(
     config=Config,
     run=run,
-    reads=(RUN, "frames", "camera", "masks", "depth", "trajectory", "scale", "surface", "mesh", "evaluation"),
+    reads=(RUN, "frames", "camera", "masks", "depth", "trajectory", "scale", "stereo", "surface", "mesh", "evaluation"),
     writes=("report.json", "report.html", "frames.json", "trajectory.txt", "mesh.ply", "mesh.glb"),
     seconds_per_frame=0.05,
     bytes_per_frame=20_000,

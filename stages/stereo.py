@@ -21,7 +21,7 @@ from recon.pipeline import Stage, track
 from recon.stereo.blend import Blend, blend
 from recon.stereo.matching import Match, MatchOptions, match, relative_difference
 from recon.stereo.neighbours import PairOptions, choose_keyframes, choose_partners, sample_points
-from recon.stereo.sweep import COARSE, Picture, inverse_distances, similarity
+from recon.stereo.sweep import COARSE, Picture, inverse_distances, sweep
 from recon.types import Camera, bounded
 
 WORK = "work"
@@ -115,10 +115,10 @@ class _Matcher:
         reference = self.picture(position)
         if not partners:
             nothing = np.zeros(reference.grey.shape, np.float32)
-            return Match(nothing, nothing, nothing)
+            return Match(nothing, nothing)
         near, far = np.percentile(np.linalg.norm(points, axis=1), RANGE_PERCENTILES)
         planes = inverse_distances(near / RANGE_MARGIN, far * RANGE_MARGIN, self.config.num_planes)
-        alike = similarity(self.camera, reference, [self.picture(partner) for partner in partners], planes, self.config.window_px)
+        alike = sweep(self.camera, reference, [self.picture(partner) for partner in partners], planes, self.config.window_px)
         return match(alike, planes, reference.usable, self.options)
 
     def _finish(self, position: int, keyframes: Sequence[int]) -> dict:
@@ -151,7 +151,7 @@ class _Matcher:
         )
         forward = self.forward > MIN_FORWARD
         network = np.where(forward, depth / np.where(forward, self.forward, 1.0), 0.0)
-        return blend(own.distance, own.precision, trusted & forward, network, sigma)
+        return blend(own.distance, own.sigma, trusted & forward, network, sigma)
 
     def _scaled_depth(self, index: int) -> np.ndarray:
         return read_depth(self.inputs["scale"] / "depth" / f"{index:06d}.tiff")

@@ -40,7 +40,7 @@ def view_of(depth, T, index=0, sigma=0.05, color=128, usable=None) -> View:
     usable = depth > 0 if usable is None else usable
     median = float(np.median(depth[depth > 0])) if (depth > 0).any() else 1.0
     weight = pixel_weights(CAMERA, depth, normals, np.full(depth.shape, sigma, np.float32), usable, median, 0.05, 0.12)
-    return View(index, CAMERA, T, depth, normals, weight, np.full((*depth.shape, 3), color, np.uint8))
+    return View(index, CAMERA, T, depth, normals, weight, np.full((*depth.shape, 3), color, np.uint8), depth > 0)
 
 
 def sphere_depth(T, radius=10.0, inside=False) -> np.ndarray:

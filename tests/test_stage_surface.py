@@ -1,4 +1,4 @@
-"""The last four stages on a small phantom whose true depth and poses, in another unit, stand for the earlier stages."""
+"""The last five stages on a small phantom whose true depth and poses, in another unit, stand for the earlier stages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from recon.types import ReconError
 SPEC = "phantom:tube?seed=3&frames=6&width=160&height=128&step_mm=2.0"
 MM_PER_UNIT = 20.0
 LOST = 4
-STAGES = ("surface", "mesh", "evaluation", "report")
+STAGES = ("stereo", "surface", "mesh", "evaluation", "report")
 KEY = "0123456789ab"
 """Of every artifact."""
 
@@ -84,6 +84,7 @@ def run_stage(name: str, inputs: dict[str, Path], out: Path | None = None, **cha
 
 
 SMALL = {
+    "stereo": {"enabled": False},
     "surface": {"pinhole_width_px": 160, "voxels_per_depth": 48.0},
     "mesh": {"max_removed_share": 0.05},
     "evaluation": {"num_samples": 10_000, "num_error_maps": 1},

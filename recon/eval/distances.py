@@ -143,7 +143,7 @@ def face_normals(mesh: Mesh) -> Float[np.ndarray, "f 3"]:
 def part(mesh: Mesh, keep: Bool[np.ndarray, " f"]) -> Mesh:
     """The chosen faces and the vertices they use, as bare geometry."""
     used, compact = np.unique(mesh.faces[keep], return_inverse=True)
-    bare = replace(mesh, colors=None, normals=None, confidence=None, observations=None)
+    bare = replace(mesh, colors=None, normals=None, confidence=None, observations=None, matched=None)
     return replace(bare, vertices=mesh.vertices[used], faces=compact.reshape(-1, 3))
 
 

@@ -17,9 +17,9 @@ from recon.fusion.view import View, lookup, rays
 from recon.types import Mesh, ReconError, Unit
 
 BLOCK_RESOLUTION = 8
-ATTRIBUTES = {"tsdf": 1, "weight": 1, "color": 3, "surface_weight": 1, "square": 1, "observations": 1}
+ATTRIBUTES = {"tsdf": 1, "weight": 1, "color": 3, "surface_weight": 1, "square": 1, "observations": 1, "matched": 1}
 """Per voxel, float32: mean distance over the truncation, its weight, mean colour; and of the frames that saw a surface
-within the truncation: their weight, the mean square of their distances, and their number."""
+within the truncation: their weight, the mean square of their distances, their number, and the share that matching gave."""
 BYTES_PER_BLOCK = 4 * sum(ATTRIBUTES.values()) * BLOCK_RESOLUTION**3
 CHUNK_BLOCKS = 128
 FREE_SPACE_WEIGHT = 0.5
@@ -107,6 +107,7 @@ class TsdfVolume:
             colors=np.clip(np.rint(at["color"][order]), 0, 255).astype(np.uint8),
             confidence=np.clip(within * presence, 0, 1).astype(np.float32)[order],
             observations=at["observations"][order, 0],
+            matched=np.clip(at["matched"][order, 0], 0, 1),
             unit=unit,
         )
 
@@ -144,7 +145,8 @@ class TsdfVolume:
         _running_mean(self.attributes["tsdf"], self.attributes["weight"], flat, np.minimum(distance, 1)[:, None], w)
         pixel, flat, w, distance = pixel[near], flat[near], w[near], distance[near]
         share = _add_weight(self.attributes["surface_weight"], flat, w)
-        for name, value in (("square", distance[:, None] ** 2), ("color", view.color.reshape(-1, 3)[pixel])):
+        matched = view.matched.reshape(-1, 1)[pixel]
+        for name, value in (("square", distance[:, None] ** 2), ("color", view.color.reshape(-1, 3)[pixel]), ("matched", matched)):
             mean = self.attributes[name][flat]
             self.attributes[name][flat] = mean + share * (value - mean)
         self.attributes["observations"][flat] += 1

@@ -30,6 +30,8 @@ class View:
     weight: Float[np.ndarray, "h w"]
     """About 1 for a frontal, certain pixel at the scene's median depth; 0 where unknown."""
     color: UInt8[np.ndarray, "h w 3"]
+    matched: Bool[np.ndarray, "h w"]
+    """Where the depth comes from matching views, not from a network."""
 
     @property
     def valid(self) -> Bool[np.ndarray, "h w"]:

@@ -44,7 +44,7 @@ class ViewSource:
 
     Args:
         camera: the lens at working resolution; depth maps lie on it at any size.
-        depth_folder: holds `depth/NNNNNN.tiff` and `sigma/NNNNNN.tiff`.
+        depth_folder: holds `depth/NNNNNN.tiff` and `sigma/NNNNNN.tiff`, and `matched/NNNNNN.png` where views were matched.
         image_folder, mask_folder: hold `NNNNNN.jpg` and `NNNNNN.png` at working resolution.
         frame_indices, poses: which frames, and their T_world_camera.
     """
@@ -93,7 +93,14 @@ class ViewSource:
         smooth = edge_mask(depth, depth > 0, self.settings.max_jump)
         normals = normals_from_depth(depth, rays(self.pinhole)).astype(np.float32)
         weight = pixel_weights(self.pinhole, depth, normals, sigma, known & smooth, median_depth, median_sigma, self.settings.min_cosine)
-        return View(index, self.pinhole, self.poses[position], depth, normals, weight, color)
+        return View(index, self.pinhole, self.poses[position], depth, normals, weight, color, self._matched(index) & (depth > 0))
+
+    def _matched(self, index: int) -> np.ndarray:
+        """Where matching gave the depth; nowhere when nothing was matched."""
+        path = self._depth_folder / "matched" / f"{index:06d}.png"
+        if path.exists():
+            return self._undistorted(read_mask(path), "nearest")
+        return np.zeros((self.pinhole.height_px, self.pinhole.width_px), bool)
 
     def _read(self, index: int, kind: str) -> np.ndarray:
         return read_depth(self._depth_folder / kind / f"{index:06d}.tiff")

@@ -31,7 +31,7 @@ _WITHOUT_SHARED_VERTICES = (".stl", ".glb")
 
 
 def write_ply(path: str | Path, mesh: Mesh, quality: Float[np.ndarray, " v"] | None = None) -> None:
-    """Binary little-endian PLY: positions and normals, then colours, `confidence` and `observations` where known.
+    """Binary little-endian PLY: positions and normals, then colours, `confidence`, `observations` and `matched` where known.
 
     `quality` is any number per vertex, such as its error: mesh viewers colour by a property of that name. Raises ReconError
     when it is not finite.
@@ -45,7 +45,12 @@ def write_ply(path: str | Path, mesh: Mesh, quality: Float[np.ndarray, " v"] | N
         columns |= {name: ("float", "<f4", values[:, i]) for i, name in enumerate(names.split())}
     if mesh.colors is not None:
         columns |= {name: ("uchar", "u1", mesh.colors[:, i]) for i, name in enumerate(("red", "green", "blue"))}
-    for name, values in (("confidence", mesh.confidence), ("observations", mesh.observations), ("quality", quality)):
+    for name, values in (
+        ("confidence", mesh.confidence),
+        ("observations", mesh.observations),
+        ("matched", mesh.matched),
+        ("quality", quality),
+    ):
         if values is not None:
             columns[name] = ("float", "<f4", values)
     vertex_table = np.zeros(len(vertices), dtype=[(name, dtype) for name, (_, dtype, _) in columns.items()])
@@ -200,7 +205,7 @@ def _ply_attributes(body: trimesh.Trimesh) -> dict[str, np.ndarray]:
         return {}
     columns = {
         name: np.array(data[name], dtype=np.float64).reshape(len(data))
-        for name in ("confidence", "observations")
+        for name in ("confidence", "observations", "matched")
         if name in data.dtype.names
     }
     if all(name in data.dtype.names for name in ("nx", "ny", "nz")):

@@ -22,6 +22,7 @@ from recon.types import Mesh, Trajectory
 THUMBNAIL_PX = 340
 PREVIEW_ASPECT = 0.73
 FLAT_COLOR = np.array([222, 184, 170], np.uint8)
+MATCHED_COLOR, NETWORK_COLOR = np.array([92, 158, 118], np.uint8), np.array([226, 144, 74], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ def _mesh_pictures(sources: PictureSources, width_px: int) -> list[Picture]:
     if mesh.confidence is not None:
         confidence = figures.colorize(mesh.confidence, 0.0, 1.0, figures.CONFIDENCE_COLORS)
         pictures.append((f"confidence, {views[1].name}", renderer.render(confidence, views[1], *size)))
+    if mesh.matched is not None and mesh.matched.any():
+        sources_of = np.where(mesh.matched[:, None] > 0.5, MATCHED_COLOR, NETWORK_COLOR).astype(np.uint8)
+        caption = f"matched between views ({(mesh.matched > 0.5).mean():.0%}, green) or the network's word (orange), {views[1].name}"
+        pictures.append((caption, renderer.render(sources_of, views[1], *size)))
     return [Picture(caption, figures.encode(picture)) for caption, picture in pictures]
 
 

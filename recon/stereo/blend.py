@@ -12,10 +12,6 @@ REACH = 0.06
 """Standard deviation, over the picture's width, of the window through which stereo bends the network's distance."""
 PRIOR = 0.02
 """Share of the window that stereo must fill for its word to weigh as much as the network's own scale."""
-MIN_SIGMA = 0.004
-"""Of the logarithm of distance: what lens, poses and windows leave even where stereo is sharp."""
-STEP_SHARE = 0.3
-"""Of a step of the hypotheses, the standard deviation of the refined maximum."""
 
 
 @dataclass(frozen=True)
@@ -26,31 +22,36 @@ class Blend:
     sigma: Float[np.ndarray, "h w"]
     """Standard deviation of its logarithm."""
     from_stereo: Bool[np.ndarray, "h w"]
+    """Where stereo weighs more than the network."""
 
 
 def blend(
     stereo: Float[np.ndarray, "h w"],
-    precision: Float[np.ndarray, "h w"],
+    stereo_sigma: Float[np.ndarray, "h w"],
     trusted: Bool[np.ndarray, "h w"],
     network: Float[np.ndarray, "h w"],
     network_sigma: Float[np.ndarray, "h w"],
 ) -> Blend:
-    """Complete a stereo map.
+    """Inverse-variance mean of stereo and of the network bent to it; where one is silent the other speaks alone.
 
     Args:
-        precision: relative step of distance between hypotheses, `Match.precision`.
+        stereo, network: distances in one unit, 0 where unknown; their sigmas are standard deviations of the logarithm.
         trusted: where stereo is confirmed by other views.
-        network: distance in the same unit, 0 where unknown; `network_sigma` is the standard deviation of its logarithm.
     """
     both = trusted & (network > 0)
+    # A pixel bends the network around it as far as it is surer than the network.
+    lead = np.where(both, network_sigma**2 / np.maximum(network_sigma**2 + stereo_sigma**2, 1e-12), 0.0)
     ratio = np.where(both, np.log(np.where(both, stereo, 1.0) / np.where(both, network, 1.0)), 0.0)
-    weight = _smooth(both)
-    field = _smooth(ratio * both) / (weight + PRIOR)
-    left = np.sqrt(_smooth(both * (ratio - field) ** 2) / (weight + PRIOR))
-    distance = np.where(trusted, stereo, network * np.exp(field))
-    sharp = np.hypot(STEP_SHARE * precision, MIN_SIGMA)
-    sigma = np.where(trusted, sharp, np.where(network > 0, np.hypot(network_sigma, left), 0.0))
-    return Blend(distance.astype(np.float32), sigma.astype(np.float32), trusted)
+    weight = _smooth(lead)
+    field = _smooth(ratio * lead) / (weight + PRIOR)
+    left = np.sqrt(_smooth(lead * (ratio - field) ** 2) / (weight + PRIOR))
+    bent_sigma = np.hypot(network_sigma, left)
+    share = np.where(both, bent_sigma**2 / np.maximum(bent_sigma**2 + stereo_sigma**2, 1e-12), trusted)
+    logs = share * np.log(np.where(trusted, stereo, 1.0)) + (1 - share) * (np.log(np.where(network > 0, network, 1.0)) + field)
+    known = trusted | (network > 0)
+    both_sigma = stereo_sigma * bent_sigma / np.maximum(np.hypot(stereo_sigma, bent_sigma), 1e-12)
+    sigma = np.where(both, both_sigma, np.where(trusted, stereo_sigma, bent_sigma))
+    return Blend((np.exp(logs) * known).astype(np.float32), (sigma * known).astype(np.float32), trusted & (share > 0.5))
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

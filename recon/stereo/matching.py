@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -12,9 +13,15 @@ from recon.geometry.cameras import ray_grid
 from recon.geometry.se3 import inverse
 from recon.geometry.torch_cameras import TorchLens
 from recon.stereo.semi_global import aggregate
+from recon.stereo.sweep import Likeness
 from recon.types import Camera
 
-
+PIXEL_ERROR = 0.07
+"""Standard deviation, px, with which the maximum of likeness is found: of windows of 7 x 7, measured on rendered organs."""
+MIN_SIGMA = 0.004
+"""Of the logarithm of distance: what lens, poses and windows leave even where points travel far."""
+MIN_TRAVEL = 1e-3
+"""px a hypothesis; where points stand still, as in the middle of a straight way ahead, nothing is measured."""
 MIN_BEND = 1e-4
 """Second difference of likeness below which a maximum is too flat to be refined."""
 
@@ -39,32 +46,39 @@ class Match:
 
     distance: Float[np.ndarray, "h w"]
     """0 where nothing matches."""
-    likeness: Float[np.ndarray, "h w"]
-    precision: Float[np.ndarray, "h w"]
-    """One step of the hypotheses over the inverse distance: how far a step moves the point, relative to its distance."""
+    sigma: Float[np.ndarray, "h w"]
+    """Standard deviation of the logarithm of the distance, from how far the point travels in the other pictures; 0 where nothing
+    matches."""
 
 
-def match(
-    similarity: Float[np.ndarray, "p h w"], planes: Float[np.ndarray, " p"], usable: Bool[np.ndarray, "h w"], options: MatchOptions
-) -> Match:
-    """The cheapest hypothesis after aggregation, refined by a parabola through its neighbours' likeness.
+def match(likeness: Likeness, planes: Float[np.ndarray, " p"], usable: Bool[np.ndarray, "h w"], options: MatchOptions) -> Match:
+    """The cheapest hypothesis after aggregation, refined by a parabola through what was measured around it.
 
-    The parabola is laid through what was measured: penalties for steps pull the aggregated minimum off a slanted wall (by up to
-    a whole step on a wall of constant depth, whose distance grows towards the sides).
+    Not through the aggregated cost: penalties for steps pull its minimum off a curved wall, by a third of a step on a flat wall
+    beside the lens, whose distance grows towards the sides.
     """
-    cost = np.ascontiguousarray(1.0 - similarity.transpose(1, 2, 0))
+    cost = np.ascontiguousarray(1.0 - likeness.correlation.transpose(1, 2, 0))
     best = aggregate(cost, options.small_step, options.large_step).argmin(axis=2)
     inner = np.clip(best, 1, len(planes) - 2)
-    below, middle, above = (np.take_along_axis(cost, (inner + k)[..., None], axis=2)[..., 0] for k in (-1, 0, 1))
+    steadied = cv2.blur(cost, (3, 3))
+    below, middle, above = (np.take_along_axis(steadied, (inner + k)[..., None], axis=2)[..., 0] for k in (-1, 0, 1))
     bend = below - 2 * middle + above
     offset = np.where(bend > MIN_BEND, 0.5 * (below - above) / np.maximum(bend, MIN_BEND), 0.0)
     inverse_distance = planes[0] + (planes[1] - planes[0]) * (inner + np.clip(offset, -1.0, 1.0))
-    likeness = np.take_along_axis(similarity, best[None], axis=0)[0]
+    correlation = np.take_along_axis(likeness.correlation, best[None], axis=0)[0]
     # The first and the last hypothesis stand for everything beyond.
-    known = usable & (likeness >= options.min_likeness) & (best > 0) & (best < len(planes) - 1) & (inverse_distance > 0)
+    known = usable & (correlation >= options.min_likeness) & (best > 0) & (best < len(planes) - 1) & (inverse_distance > 0)
     safe = np.where(known, inverse_distance, 1.0)
     distance = np.where(known, 1.0 / safe, 0.0)
-    return Match(distance.astype(np.float32), likeness, np.where(known, (planes[1] - planes[0]) / safe, 0.0).astype(np.float32))
+    travel = cv2.resize(np.take_along_axis(likeness.travel_px, _coarse(best, likeness)[None], axis=0)[0], best.shape[::-1])
+    step = (planes[1] - planes[0]) / safe
+    sigma = np.hypot(PIXEL_ERROR * step / np.maximum(travel, MIN_TRAVEL), MIN_SIGMA)
+    return Match(distance.astype(np.float32), np.where(known, sigma, 0.0).astype(np.float32))
+
+
+def _coarse(best: np.ndarray, likeness: Likeness) -> np.ndarray:
+    """The hypotheses on the coarse grid."""
+    return cv2.resize(best.astype(np.float32), likeness.travel_px.shape[:0:-1], interpolation=cv2.INTER_NEAREST).astype(np.int64)
 
 
 def relative_difference(

@@ -36,15 +36,25 @@ class Picture:
     T_world_camera: Float[np.ndarray, "4 4"]
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """How alike the pictures are at each hypothesis."""
+
+    correlation: Float[np.ndarray, "p h w"]
+    """-1 to 1; 0 where no other picture has a say."""
+    travel_px: Float[np.ndarray, "p hc wc"]
+    """How far a step to the next hypothesis moves the point in the other pictures (mean), on the coarse grid."""
+
+
 def inverse_distances(near: float, far: float, num: int) -> Float[np.ndarray, " p"]:
     """Hypotheses at equal steps of the inverse distance, the farthest first: equal steps in the pictures."""
     return np.linspace(1.0 / far, 1.0 / near, num).astype(np.float32)
 
 
-def similarity(
+def sweep(
     camera: Camera, reference: Picture, others: Sequence[Picture], planes: Float[np.ndarray, " p"], window: int, drop_share: float = 1 / 3
-) -> Float[np.ndarray, "p h w"]:
-    """Mean correlation (-1 to 1) over the better part of the other pictures at each hypothesis; 0 where none has a say.
+) -> Likeness:
+    """Mean correlation over the better part of the other pictures at each hypothesis.
 
     Args:
         camera: the lens at the size of the pictures, a multiple of COARSE.
@@ -56,8 +66,10 @@ def similarity(
     total = np.zeros((len(planes), *reference.grey.shape), np.float32)
     lowest: list[np.ndarray] = [np.full_like(total, np.inf) for _ in range(num_dropped)]
     mean, deviation = _window_statistics(reference.grey, window)
+    travel = np.zeros((len(planes), *rays.shape[1:3]), np.float32)
     for other in others:
         where = hypotheses_in(lens, rays, np.linalg.inv(other.T_world_camera) @ reference.T_world_camera, planes)
+        travel += np.linalg.norm(np.diff(where, axis=0, append=where[-1:]), axis=-1)
         whole = cv2.erode(other.usable.astype(np.uint8), np.ones((window, window), np.uint8), borderValue=0)
         for k in range(len(planes)):
             likeness = _correlation(reference.grey, mean, deviation, other.grey, whole, where[k], camera, window)
@@ -66,7 +78,7 @@ def similarity(
                 likeness, low[k] = np.maximum(likeness, low[k]), np.minimum(likeness, low[k])
     for low in lowest:
         total -= low
-    return total / max(len(others) - num_dropped, 1)
+    return Likeness(total / max(len(others) - num_dropped, 1), travel / max(len(others), 1))
 
 
 def hypotheses_in(
