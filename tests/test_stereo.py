@@ -51,8 +51,8 @@ def test_a_wall_is_found_at_its_distance_along_every_ray(camera):
     assert (found.distance[inner] > 0).mean() > 0.97
     error = np.abs(found.distance - true)[inner & (found.distance > 0)] / true[inner & (found.distance > 0)]
     assert np.median(error) < 0.01 and np.percentile(error, 95) < 0.04
-    # The sigma means what it says, to a factor of two: the median of a normal error is 0.67 of its standard deviation.
-    assert 0.3 < np.median(error / found.sigma[inner & (found.distance > 0)]) < 1.4
+    # The median of a normal error is 0.67 of its standard deviation; these pictures have no noise, and nothing may be surer than it is right.
+    assert 0.15 < np.median(error / found.sigma[inner & (found.distance > 0)]) < 1.4
 
 
 def test_gain_and_bias_of_the_exposure_change_nothing():
