@@ -140,7 +140,7 @@ class _Matcher:
         return {
             "index": index,
             "judges": [self.indices[j] for j in judges],
-            "matched_share": float(trusted[known].mean()) if known.any() else 0.0,
+            "matched_share": float(blended.from_stereo[known].mean()) if known.any() else 0.0,
         }
 
     def _blended(self, index: int, own: Match, trusted: np.ndarray) -> Blend:

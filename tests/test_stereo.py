@@ -51,7 +51,7 @@ def test_a_wall_is_found_at_its_distance_along_every_ray(camera):
     assert (found.distance[inner] > 0).mean() > 0.97
     error = np.abs(found.distance - true)[inner & (found.distance > 0)] / true[inner & (found.distance > 0)]
     assert np.median(error) < 0.01 and np.percentile(error, 95) < 0.04
-    # The median of a normal error is 0.67 of its standard deviation; these pictures have no noise, and nothing may be surer than it is right.
+    # The median of a normal error is 0.67 of its standard deviation. These pictures have no noise; nothing may be too sure.
     assert 0.15 < np.median(error / found.sigma[inner & (found.distance > 0)]) < 1.4
 
 
