@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +14,11 @@ from recon.geometry.surface import with_lens
 from recon.io.atomic import read_json, write_json
 from recon.io.cameras import read_camera
 from recon.io.depth import read_depth, write_depth
-from recon.io.trajectory import write_tum
-from recon.pipeline import Stage, track
+from recon.io.trajectory import read_tum, write_tum
+from recon.pipeline import Stage, file_checksum, track, unkeyed
 from recon.tracking.scale_field import FrameRatios, ScaleModel, fit_scale_model, sample_nearest, sample_ratios
-from recon.types import Camera, Scale, Trajectory, bounded
+from recon.tracking.scale_sources import scale_from_poses
+from recon.types import Camera, Scale, Trajectory, Unit, bounded
 
 MAX_POINT_ERROR_PX = 2.0
 """Sparse points that reproject worse than this give no ratio."""
@@ -34,16 +36,23 @@ class Config:
     """Millimetres per world unit of the trajectory, where known; 0 leaves the result without a unit."""
     factor_sigma_mm: float = bounded(0.0, 0.0)
     """One standard deviation of `factor_mm`; 0 where unknown."""
+    poses_mm: Path | None = unkeyed(None)  # noqa: RUF009
+    """TUM file of where another device (robot kinematics, an electromagnetic tracker) says that the camera was, in millimetres, with
+    the recording's times or with frame numbers for times: the unit is measured from it."""
     window_frames: float = bounded(5.0, 0.1)
     """Standard deviation of the smoothing of factors over time."""
     field: bool = True
     """Allow the factor to vary smoothly over the image."""
 
+    def __post_init__(self) -> None:
+        if self.factor_mm and self.poses_mm is not None:
+            raise ValueError("factor_mm and poses_mm both say what the unit is: give one of them")
+
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write scaled `depth/`, `sigma/`, `scale.json`, `trajectory.txt` and `trajectory.json` in the final unit."""
-    scale = given_scale(config)
     trajectory = read_json(inputs["trajectory"] / "trajectory.json")
+    scale, measured = _scale(inputs, trajectory, config)
     camera = read_camera(inputs["trajectory"] / "camera.json")
     posed = {f["index"]: f for f in trajectory["frames"] if f["T_world_camera"] is not None}
     lenses = read_camera(inputs["camera"] / "camera.json"), camera
@@ -68,7 +77,16 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
             write_depth(out / "depth" / name, depth * scale.value)
             write_depth(out / "sigma" / name, sigma)
     _write_trajectory(inputs, out, trajectory, scale)
-    write_json(out / "scale.json", description(scale, model, ratios, guesses, calibration))
+    write_json(out / "scale.json", description(scale, model, ratios, guesses, calibration) | measured)
+
+
+def _scale(inputs: dict[str, Path], trajectory: dict, config: Config) -> tuple[Scale, dict[str, Any]]:
+    """The scale, and what else its source says."""
+    if config.poses_mm is None:
+        return given_scale(config), {}
+    found = scale_from_poses(_posed(inputs, trajectory["frames"], "unitless"), read_tum(config.poses_mm, "mm"))
+    windows = [window._asdict() for window in found.windows]
+    return found.scale, {"along_path": windows, "residual_mm": found.residual_mm}
 
 
 def given_scale(config: Config) -> Scale:
@@ -141,25 +159,39 @@ def description(scale: Scale, model: ScaleModel, ratios: dict[int, FrameRatios],
 
 def _write_trajectory(inputs: dict[str, Path], out: Path, trajectory: dict, scale: Scale) -> None:
     """The trajectory with translations in the final unit, as JSON and as TUM lines."""
-    time = {f["index"]: f["timestamp_s"] for f in read_json(inputs["frames"] / "frames.json")["frames"]}
-    frames, indices, poses = [], [], []
+    frames = []
     for frame in trajectory["frames"]:
         if frame["T_world_camera"] is not None:
             T = np.array(frame["T_world_camera"])
             T[:3, 3] *= scale.value
             frame = frame | {"T_world_camera": T.tolist()}
-            indices.append(frame["index"])
-            poses.append(T)
         frames.append(frame)
     write_json(out / "trajectory.json", trajectory | {"unit": scale.unit, "frames": frames})
-    times = np.array([time[index] for index in indices])
-    write_tum(out / "trajectory.txt", Trajectory(np.array(indices), times, np.array(poses).reshape(-1, 4, 4), scale.unit))
+    write_tum(out / "trajectory.txt", _posed(inputs, frames, scale.unit))
+
+
+def _posed(inputs: dict[str, Path], frames: Sequence[dict], unit: Unit) -> Trajectory:
+    """The frames that have a pose, with their times."""
+    time = {f["index"]: f["timestamp_s"] for f in read_json(inputs["frames"] / "frames.json")["frames"]}
+    posed = [frame for frame in frames if frame["T_world_camera"] is not None]
+    poses = np.array([frame["T_world_camera"] for frame in posed], dtype=np.float64).reshape(-1, 4, 4)
+    indices = np.array([frame["index"] for frame in posed], dtype=np.int64)
+    return Trajectory(indices, np.array([time[index] for index in indices]), poses, unit)
+
+
+def _checksums(config: Config) -> dict[str, str]:
+    """Raises ReconError for a file that is no path of poses, before the first stage starts."""
+    if config.poses_mm is None:
+        return {}
+    read_tum(config.poses_mm, "mm")
+    return {"poses_mm": file_checksum(config.poses_mm)}
 
 
 STAGE = Stage(
     config=Config,
     run=run,
     version=2,
+    checksums=_checksums,
     reads=("frames", "camera", "depth", "trajectory"),
     writes=("depth/*.tiff", "sigma/*.tiff", "scale.json", "trajectory.txt", "trajectory.json"),
     seconds_per_frame=0.1,

@@ -2,6 +2,6 @@
 
 from recon.pipeline.progress import track
 from recon.pipeline.stage import RUN, Stage, unkeyed
-from recon.pipeline.store import reached_from, read_manifest
+from recon.pipeline.store import file_checksum, reached_from, read_manifest
 
-__all__ = ["RUN", "Stage", "reached_from", "read_manifest", "track", "unkeyed"]
+__all__ = ["RUN", "Stage", "file_checksum", "reached_from", "read_manifest", "track", "unkeyed"]
