@@ -44,8 +44,8 @@ class Config:
     """False fuses the network's depth alone."""
     width_px: int = bounded(360, 64, 2048)
     """Width of the pictures that are matched."""
-    max_keyframes: int = bounded(200, 1)
-    """Of a longer recording, keyframes spread over it."""
+    max_keyframes: int = bounded(400, 1)
+    """Of a longer recording, groups of neighbouring keyframes spread over it: a second or two each."""
     keyframe_angle_rad: float = bounded(0.03, 0.001, 1.0)
     """A new keyframe where the last one's points are seen from this far aside (median over the picture)."""
     keyframe_overlap: float = bounded(0.85, 0.0, 1.0)
@@ -60,7 +60,7 @@ class Config:
     """Correlation below which nothing matches."""
     max_deviation: float = bounded(0.02, 0.0005, 0.5)
     """Relative difference of distance at which two keyframes agree."""
-    min_agreeing: int = bounded(2, 0, 16)
+    min_agreeing: int = bounded(2, 0, JUDGES.num)
     """Other keyframes that must agree with a match."""
 
 
@@ -83,12 +83,13 @@ class _Matcher:
         self.indices = [frame["index"] for frame in posed]
         self.poses = np.array([frame["T_world_camera"] for frame in posed], dtype=np.float64)
         self.full_camera = read_camera(inputs["trajectory"] / "camera.json")
-        width = round(config.width_px / COARSE) * COARSE
+        # More pixels than the recording has would only seem to be sharper.
+        width = max(min(config.width_px, self.full_camera.width_px) // COARSE, 1) * COARSE
         height = max(round(width * self.full_camera.height_px / self.full_camera.width_px / COARSE), 1) * COARSE
         self.camera: Camera = resize(self.full_camera, width, height)
         self.picture = lru_cache(CACHED)(self._picture)
         self.matched = lru_cache(CACHED)(self._read_match)
-        self.options = MatchOptions(min_likeness=config.min_likeness, max_deviation=config.max_deviation, min_agreeing=config.min_agreeing)
+        self.options = MatchOptions(window_px=config.window_px, min_likeness=config.min_likeness)
 
     @cached_property
     def forward(self) -> np.ndarray:
@@ -130,8 +131,8 @@ class _Matcher:
         agreeing = np.zeros(own.distance.shape, int)
         for judge in judges:
             apart = relative_difference(self.camera, own.distance, self.poses[position], self.matched(judge).distance, self.poses[judge])
-            agreeing += np.abs(apart) < self.options.max_deviation
-        trusted = (own.distance > 0) & (agreeing >= self.options.min_agreeing)
+            agreeing += np.abs(apart) < self.config.max_deviation
+        trusted = (own.distance > 0) & (agreeing >= self.config.min_agreeing)
         blended = self._blended(index, own, trusted)
         write_mask(self.out / "matched" / f"{index:06d}.png", blended.from_stereo)
         write_depth(self.out / "sigma" / f"{index:06d}.tiff", blended.sigma)

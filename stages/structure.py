@@ -11,7 +11,7 @@ from recon.io.cameras import read_camera
 from recon.pipeline import Stage
 from recon.tracking.features import FeatureOptions, feature_masks
 from recon.tracking.map_files import write_maps
-from recon.tracking.mapping import SparseMap, map_frames
+from recon.tracking.mapping import MIN_MAP_FRAMES, SparseMap, map_frames
 from recon.tracking.strays import without_strays
 from recon.types import MAX_SEED, MAX_THREADS, bounded
 
@@ -54,7 +54,8 @@ def _maps(inputs: dict[str, Path], work: Path, frames: list[int], config: Config
         work,
         FeatureOptions(config.max_num_features, overlap=config.overlap, seed=config.seed, num_threads=config.num_threads),
     )
-    return [without_strays(sparse) for sparse in maps]
+    cleaned = [without_strays(sparse) for sparse in maps]
+    return sorted((sparse for sparse in cleaned if len(sparse.poses) >= MIN_MAP_FRAMES), key=lambda sparse: -len(sparse.poses))
 
 
 STAGE = Stage(

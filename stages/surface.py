@@ -20,6 +20,10 @@ from recon.io.meshes import write_ply
 from recon.pipeline import Stage, track
 from recon.types import ReconError, bounded
 
+MIN_MATCHED_SHARE = 0.15
+"""Of the keyframes' depth, the least that matching must give for the surface to be made of keyframes; with less, more frames of the
+network's depth say more."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -54,6 +58,8 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     trajectory = read_json(inputs["scale"] / "trajectory.json")
     unit = read_json(inputs["scale"] / "scale.json")["unit"]
     matched = read_json(inputs["stereo"] / "stereo.json")["keyframes"]
+    if not matched or np.mean([keyframe["matched_share"] for keyframe in matched]) < MIN_MATCHED_SHARE:
+        matched = []
     depth_folder = inputs["stereo"] if matched else inputs["scale"]
     posed = [f for f in trajectory["frames"] if f["T_world_camera"] is not None and _has_depth(depth_folder, f["index"])]
     if not posed:

@@ -19,7 +19,7 @@ from recon.fusion.view import View
 from recon.types import Mesh, ReconError, Unit
 
 CACHED_VIEWS = 48
-TOLERANCE = 0.01
+CONFIDENCE_TOLERANCE = 0.01
 """Of the median depth: the error that the confidence of the surface asks about."""
 NOISE_SAMPLES = 12
 """Views, spread over the recording, from which the noise of the depth is measured."""
@@ -56,6 +56,9 @@ class FusionStats:
     num_blocks: int
     kept_share: float
     """Of the known pixels, the share that other views confirm."""
+    typical_sigma: float
+    """Standard deviation of the logarithm of depth in a pixel of weight 1."""
+    confidence_tolerance: float = CONFIDENCE_TOLERANCE
 
 
 def fuse(
@@ -97,10 +100,10 @@ def fuse(
 
     origin = np.median([load(i).T_world_camera[:3, 3] for i in range(num)], axis=0)
     voxel, truncation, blocks = _size_volume(judged, num, median_depth, noise, origin, settings)
-    stats = FusionStats(num, median_depth, noise, tolerance, voxel, truncation, len(blocks), kept / max(known, 1))
+    stats = FusionStats(num, median_depth, noise, tolerance, voxel, truncation, len(blocks), kept / max(known, 1), typical_sigma)
     if len(blocks) == 0:
         raise _empty(stats, known, kept)
-    volume = TsdfVolume(blocks, voxel, truncation, origin, typical_sigma * median_depth, TOLERANCE * median_depth)
+    volume = TsdfVolume(blocks, voxel, truncation, origin, typical_sigma * median_depth, CONFIDENCE_TOLERANCE * median_depth)
     for i in watch(range(num), num, "fusing depth"):
         volume.integrate(judged(i))
     mesh = volume.extract(unit)

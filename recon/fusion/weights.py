@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from recon.fusion.view import rays
 from recon.types import Camera
 
-WEIGHT_RANGE = (0.02, 20.0)
-"""No single pixel may decide a voxel alone, however certain it claims to be."""
+WEIGHT_RANGE = (0.002, 100.0)
+"""A pixel may claim to be ten times as certain as is typical, or twenty times less, and no more."""
 
 
 def pixel_weights(

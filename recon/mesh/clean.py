@@ -20,7 +20,7 @@ from recon.types import Mesh, ReconError
 class CleanSettings:
     """What is thrown away."""
 
-    min_confidence: float = 0.2
+    min_confidence: float = 0.15
     max_removed_share: float = 0.4
     """The limit on confidence is lowered until no more than this share of the faces goes."""
     min_component_share: float = 0.005

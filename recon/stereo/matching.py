@@ -13,7 +13,7 @@ from recon.geometry.cameras import ray_grid
 from recon.geometry.se3 import inverse
 from recon.geometry.torch_cameras import TorchLens
 from recon.stereo.semi_global import aggregate
-from recon.stereo.sweep import Likeness
+from recon.stereo.sweep import COARSE, Likeness
 from recon.types import Camera
 
 PIXEL_ERROR = 0.07
@@ -30,14 +30,12 @@ MIN_BEND = 1e-4
 class MatchOptions:
     """What counts as a match."""
 
+    window_px: int = 7
+    """Side of the window that was compared."""
     small_step: float = 0.08
     large_step: float = 0.6
     min_likeness: float = 0.3
     """Correlation of a pixel's window at its distance."""
-    max_deviation: float = 0.02
-    """Relative difference of distance at which two keyframes agree."""
-    min_agreeing: int = 2
-    """Other keyframes that must agree."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,15 @@ def match(likeness: Likeness, planes: Float[np.ndarray, " p"], usable: Bool[np.n
     offset = np.where(bend > MIN_BEND, 0.5 * (below - above) / np.maximum(bend, MIN_BEND), 0.0)
     inverse_distance = planes[0] + (planes[1] - planes[0]) * (inner + np.clip(offset, -1.0, 1.0))
     correlation = np.take_along_axis(likeness.correlation, best[None], axis=0)[0]
+    # Near the rim a window is cut short, and which pictures have a say changes with the hypothesis.
+    margin = 2 * (options.window_px // 2 + COARSE // 2) + 1
+    whole = cv2.erode(usable.astype(np.uint8), np.ones((margin, margin), np.uint8), borderValue=0) > 0
     # The first and the last hypothesis stand for everything beyond.
-    known = usable & (correlation >= options.min_likeness) & (best > 0) & (best < len(planes) - 1) & (inverse_distance > 0)
+    known = whole & (correlation >= options.min_likeness) & (best > 0) & (best < len(planes) - 1) & (inverse_distance > 0)
     safe = np.where(known, inverse_distance, 1.0)
     distance = np.where(known, 1.0 / safe, 0.0)
-    travel = cv2.resize(np.take_along_axis(likeness.travel_px, _coarse(best, likeness)[None], axis=0)[0], best.shape[::-1])
+    steps = np.minimum(_coarse(best, likeness), len(planes) - 2)
+    travel = cv2.resize(np.take_along_axis(likeness.travel_px, steps[None], axis=0)[0], best.shape[::-1])
     step = (planes[1] - planes[0]) / safe
     sigma = np.hypot(PIXEL_ERROR * step / np.maximum(travel, MIN_TRAVEL), MIN_SIGMA)
     return Match(distance.astype(np.float32), np.where(known, sigma, 0.0).astype(np.float32))

@@ -19,6 +19,10 @@ SAMPLE_PX = 16
 """Points across a frame's picture on which overlap and angles are measured."""
 
 
+GROUP = 4
+"""Neighbouring keyframes that are kept together."""
+
+
 @dataclass(frozen=True)
 class PairOptions:
     """What makes a good partner; angles in radians."""
@@ -77,7 +81,7 @@ def choose_keyframes(
 ) -> list[int]:
     """Positions of keyframes in time order: a new one whenever the last is seen from too far aside or with too little overlap.
 
-    What is over `max_num` is thinned evenly.
+    What is over `max_num` is left out as `spread_groups` says.
     """
     chosen = [0]
     points = sample_points(camera, depth_of(indices[0]))
@@ -86,8 +90,18 @@ def choose_keyframes(
         if seen.angle_rad > max_angle_rad or seen.overlap < min_overlap or position == len(indices) - 1:
             chosen.append(position)
             points = sample_points(camera, depth_of(indices[position]))
-    keep = np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), max_num)).round().astype(int))
-    return [chosen[k] for k in keep]
+    return [chosen[k] for k in spread_groups(len(chosen), max_num)]
+
+
+def spread_groups(num: int, max_num: int) -> list[int]:
+    """At most `max_num` of `num` positions: all, or groups of GROUP neighbours at even steps.
+
+    Neighbours judge each other, and positions at even steps would have none.
+    """
+    if num <= max_num:
+        return list(range(num))
+    starts = np.linspace(0, max(num - GROUP, 0), max(max_num // GROUP, 1)).round().astype(int)
+    return sorted({min(int(start) + k, num - 1) for start in starts for k in range(min(GROUP, max_num))})
 
 
 def choose_partners(

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from recon.geometry.cameras import ray_grid, resize
+from recon.geometry.se3 import inverse
 from recon.geometry.torch_cameras import TorchLens
 from recon.types import Camera
 
@@ -42,8 +43,9 @@ class Likeness:
 
     correlation: Float[np.ndarray, "p h w"]
     """-1 to 1; 0 where no other picture has a say."""
-    travel_px: Float[np.ndarray, "p hc wc"]
-    """How far a step to the next hypothesis moves the point in the other pictures (mean), on the coarse grid."""
+    travel_px: Float[np.ndarray, "q hc wc"]
+    """How far the step to the next hypothesis moves the point, on the coarse grid: the mean over the pictures that show it before
+    and after. One less than the hypotheses."""
 
 
 def inverse_distances(near: float, far: float, num: int) -> Float[np.ndarray, " p"]:
@@ -66,10 +68,14 @@ def sweep(
     total = np.zeros((len(planes), *reference.grey.shape), np.float32)
     lowest: list[np.ndarray] = [np.full_like(total, np.inf) for _ in range(num_dropped)]
     mean, deviation = _window_statistics(reference.grey, window)
-    travel = np.zeros((len(planes), *rays.shape[1:3]), np.float32)
+    travel = np.zeros((len(planes) - 1, *rays.shape[1:3]), np.float32)
+    num_seen = np.zeros_like(travel)
     for other in others:
-        where = hypotheses_in(lens, rays, np.linalg.inv(other.T_world_camera) @ reference.T_world_camera, planes)
-        travel += np.linalg.norm(np.diff(where, axis=0, append=where[-1:]), axis=-1)
+        where = hypotheses_in(lens, rays, inverse(other.T_world_camera) @ reference.T_world_camera, planes)
+        inside = np.all((where >= 0) & (where < [camera.width_px, camera.height_px]), axis=-1)
+        seen = inside[1:] & inside[:-1]
+        travel += np.where(seen, np.linalg.norm(np.diff(where, axis=0), axis=-1), 0)
+        num_seen += seen
         whole = cv2.erode(other.usable.astype(np.uint8), np.ones((window, window), np.uint8), borderValue=0)
         for k in range(len(planes)):
             likeness = _correlation(reference.grey, mean, deviation, other.grey, whole, where[k], camera, window)
@@ -78,7 +84,7 @@ def sweep(
                 likeness, low[k] = np.maximum(likeness, low[k]), np.minimum(likeness, low[k])
     for low in lowest:
         total -= low
-    return Likeness(total / max(len(others) - num_dropped, 1), travel / max(len(others), 1))
+    return Likeness(total / max(len(others) - num_dropped, 1), travel / np.maximum(num_seen, 1))
 
 
 def hypotheses_in(

@@ -1,4 +1,4 @@
-"""Sparse maps on disk, exactly as structure from motion left them: each in a frame and unit of its own, the largest first.
+"""Sparse maps on disk, as structure from motion left them, less its stray frames: each in a frame and unit of its own, the largest first.
 
 `structure.json` lists the maps. Each has a folder with `camera.json`, the lens at working resolution (refined where it was
 not known), and `map.npz`:

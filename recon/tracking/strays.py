@@ -2,7 +2,8 @@
 
 A frame can enter a map by a handful of wrong matches (a fold that looks like another); bundle adjustment then explains these
 few by a place far from where the camera was just before and just after. The test has no unit and leaves quick turns alone:
-those lose the points between the neighbours too.
+those lose the points between the neighbours too. The first and the last frame of a map have no neighbours on both sides and are
+not judged.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ MAX_RUN = 3
 """Frames in a row that can be strays together: more hold each other up, and are then a map of their own."""
 MAX_SHARED = 0.25
 """Points that a stray shares with the neighbours around, at most this share of what these share with each other."""
+MIN_AROUND = 20
+"""Points that the neighbours share, without which they say nothing about what lies between them."""
 MIN_DETOUR = 4.0
 """Way by the stray over the way between its neighbours (or the median step of the map, where that is longer)."""
 MIN_TURN_RAD = 0.5
@@ -38,7 +41,9 @@ def without_strays(sparse: SparseMap) -> SparseMap:
 def find_strays(sparse: SparseMap) -> list[int]:
     """Indices of stray frames, in order of time."""
     order = sorted(sparse.poses)
-    points = {index: np.unique(sparse.obs_point[sparse.obs_frame == index]) for index in order}
+    by_frame = np.argsort(sparse.obs_frame, kind="stable")
+    parts = np.split(sparse.obs_point[by_frame], np.searchsorted(sparse.obs_frame[by_frame], order)[1:])
+    points = {index: np.unique(part) for index, part in zip(order, parts, strict=True)}
     centres = np.array([sparse.poses[index][:3, 3] for index in order])
     typical = float(np.median(np.linalg.norm(np.diff(centres, axis=0), axis=1))) if len(order) > 1 else 0.0
     strays: list[int] = []
@@ -58,7 +63,7 @@ def find_strays(sparse: SparseMap) -> list[int]:
 def _is_stray(sparse: SparseMap, points: dict[int, Int[np.ndarray, " p"]], index: int, before: int, after: int, typical: float) -> bool:
     around = len(np.intersect1d(points[before], points[after], assume_unique=True))
     shared = max(len(np.intersect1d(points[index], points[other], assume_unique=True)) for other in (before, after))
-    if shared > MAX_SHARED * around:
+    if around < MIN_AROUND or shared > MAX_SHARED * around:
         return False
     middle = se3.interpolate(sparse.poses[before], sparse.poses[after], (index - before) / (after - before))
     first, second, centre = (sparse.poses[i][:3, 3] for i in (before, after, index))

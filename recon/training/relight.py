@@ -1,7 +1,8 @@
 """Views that are lit, coloured and exposed anew each time they are drawn.
 
 Casting rays costs more than a step of training and shading hardly anything, so shards hold geometry, and a network that
-meets a view again meets it in other colours and under another light: only shape stays, and only shape can be learnt.
+meets a view again meets it in other colours, at another brightness and behind another mask. What stays besides shape was
+decided when rays were cast: where the lamp is and what lies in its shadow, and the layout of vessels, patches and grain.
 """
 
 from __future__ import annotations
@@ -11,16 +12,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from recon.data.phantom.instruments import coating, metal
+from recon.data.phantom.instruments import MASKED_TOOL_SHARE, coating, metal
 from recon.data.phantom.optics import random_artefacts, spoil
 from recon.data.phantom.randomize import random_imaging
 from recon.data.phantom.shading import Buffers, expose, looks_of, scope_mask, shade
 from recon.data.phantom.variety import random_tissues
 from recon.losses.depth import masked_median
 from recon.training.shards import Batch, Views
-
-MASKED_TOOL_SHARE = 0.35
-"""How often an instrument is marked as no tissue."""
 
 
 def relight(views: Views, rng: np.random.Generator) -> Batch:
@@ -32,7 +30,9 @@ def relight(views: Views, rng: np.random.Generator) -> Batch:
     scope = torch.from_numpy(np.stack([scope_mask(size, one) for one in imaging])).to(buffers.distance.device)
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     pictures = expose(light, highlight, scope & (buffers.distance > 0), imaging, generator).cpu().numpy()
-    spoiled = np.stack([spoil(picture, random_artefacts(rng), rng) for picture in pictures])
+    # The rim of the scope is part of the picture that lens and coder spoil.
+    framed = pictures * scope.cpu().numpy()[..., None]
+    spoiled = np.stack([spoil(picture, random_artefacts(rng), rng) for picture in framed])
     masked = torch.from_numpy(rng.random(len(imaging)) < MASKED_TOOL_SHARE)[:, None, None]
     mask = scope & ~(views.on_tool & masked.to(scope.device))
     image = torch.from_numpy(spoiled).to(scope.device).permute(0, 3, 1, 2) / 255.0
@@ -40,12 +40,12 @@ def relight(views: Views, rng: np.random.Generator) -> Batch:
 
 
 def random_looks(views: Views, rng: np.random.Generator) -> Float[Tensor, "b o 12"]:
-    """A table of looks for every view: tissues first, then the parts of its instrument."""
+    """A table of looks for every view: tissues first, then the shaft and the parts of the tip of its instrument."""
     tables = []
     for num_tissues, num_objects in zip(views.num_tissues, views.num_objects, strict=True):
         tissues = random_tissues(rng, num_tissues)
-        parts = [coating(rng) if rng.random() < 0.5 else metal(rng) for _ in range(num_objects - num_tissues)]
-        tables.append(looks_of([*tissues, *parts]))
+        parts = [coating(rng), *[metal(rng)] * (num_objects - num_tissues)]
+        tables.append(looks_of([*tissues, *parts[: num_objects - num_tissues]]))
     return torch.nn.utils.rnn.pad_sequence(tables, batch_first=True)
 
 

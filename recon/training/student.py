@@ -61,7 +61,7 @@ class StudentConfig:
 
 
 def train_student(config: StudentConfig, out: Path, stop_after: int | None = None) -> Path:
-    """Render what is missing, train (or go on), and write `out/student.safetensors`.
+    """Cast what is missing, train (or go on), and write `out/student.safetensors`.
 
     Args:
         config: the whole recipe.

@@ -10,6 +10,8 @@ from recon.data.phantom.render import Tool
 from recon.data.phantom.scene import Material, Scene
 
 SHAPES = ("probe", "grasper", "hook", "ring", "catheter")
+MASKED_TOOL_SHARE = 0.35
+"""How often an instrument is marked as no tissue."""
 PLASTICS = np.array([[0.85, 0.85, 0.82], [0.08, 0.2, 0.55], [0.1, 0.4, 0.2], [0.8, 0.65, 0.1], [0.03, 0.03, 0.03]])
 
 
@@ -21,7 +23,7 @@ def random_tool(rng: np.random.Generator, distance_mm: float) -> Tool:
         shaft, tip = shapes(rng, str(rng.choice(SHAPES)), distance_mm)
         surfaces += [shaft, *tip]
         materials += [coating(rng), *[metal(rng)] * len(tip)]
-    return Tool(Scene(tuple(surfaces), tuple(materials), np.eye(4)[None], random_noise(rng)), masked=bool(rng.random() < 0.35))
+    return Tool(Scene(tuple(surfaces), tuple(materials), np.eye(4)[None], random_noise(rng)), masked=bool(rng.random() < MASKED_TOOL_SHARE))
 
 
 def metal(rng: np.random.Generator) -> Material:

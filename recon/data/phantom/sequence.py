@@ -18,7 +18,7 @@ from recon.data.phantom.shading import Imaging, scope_mask
 from recon.geometry.cameras import ray_grid, resize
 from recon.types import Camera, DepthMap, Frame, FrameSequence, Mesh, ReconError, Trajectory
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raised whenever the same spec would give other pictures."""
 DEMO_SPEC = "phantom:tube?seed=4&frames=48"
 FRAME_RATE_HZ = 25.0
