@@ -269,7 +269,13 @@ def some_mesh(rng, unit="mm"):
     n = len(sphere.vertices)
     colors = rng.integers(0, 255, (n, 3)).astype(np.uint8)
     return Mesh(
-        sphere.vertices + np.array([1, 2, 30]), np.array(sphere.faces), colors, None, rng.random(n), np.floor(9 * rng.random(n)), unit
+        sphere.vertices + np.array([1, 2, 30]),
+        np.array(sphere.faces),
+        colors,
+        confidence=rng.random(n),
+        observations=np.floor(9 * rng.random(n)),
+        unit=unit,
+        matched=rng.random(n),
     )
 
 
@@ -284,6 +290,7 @@ def test_ply_round_trip(tmp_path, rng, unit):
     assert np.allclose(read.vertices, mesh.vertices, atol=1e-5)
     assert np.allclose(read.confidence, mesh.confidence, atol=1e-6)
     assert np.array_equal(read.observations, mesh.observations)
+    assert np.allclose(read.matched, mesh.matched, atol=1e-6)
     outward = (mesh.vertices - (1, 2, 30)) / 5
     assert np.sum(read.normals * outward, axis=1).min() > 0.97
 

@@ -183,6 +183,37 @@ def test_the_same_input_gives_the_same_mesh(finished, tmp_path):
     assert (again / "surface.ply").read_bytes() == (finished["surface"] / "surface.ply").read_bytes()
 
 
+def stereo_artifact(scale: Path, folder: Path, share: float, white: slice) -> Path:
+    """What the stereo stage would leave: sharp depth of three frames, matched in some columns."""
+    keyframes = [0, 2, 3]
+    for index in keyframes:
+        depth = read_depth(scale / f"depth/{index:06d}.tiff")
+        mask = np.zeros(depth.shape, bool)
+        mask[:, white] = True
+        write_depth(folder / f"depth/{index:06d}.tiff", depth)
+        write_depth(folder / f"sigma/{index:06d}.tiff", np.where(depth > 0, np.float32(0.01), np.float32(0)))
+        write_mask(folder / f"matched/{index:06d}.png", mask)
+    write_json(folder / "stereo.json", {"enabled": True, "keyframes": [{"index": i, "matched_share": share} for i in keyframes]})
+    return folder
+
+
+@pytest.mark.parametrize(("white", "low", "high"), [(slice(None), 0.999, 1.0), (slice(0, 80), 0.2, 0.8), (slice(0, 0), 0.0, 0.0)])
+def test_the_surface_knows_what_was_matched(finished, tmp_path, white, low, high):
+    matched = stereo_artifact(finished["scale"], tmp_path / "stereo", 0.5, white)
+    out = run_stage("surface", finished | {"stereo": matched}, tmp_path / "out", **SMALL["surface"])
+    assert json.loads((out / "surface.json").read_text())["num_frames"] == 3
+    mesh = read_mesh(out / "surface.ply")
+    assert low <= mesh.matched.mean() <= high
+    # A vertex is of one kind or the other, but for the seam.
+    assert ((mesh.matched > 0.05) & (mesh.matched < 0.95)).mean() < 0.3
+
+
+def test_where_hardly_anything_was_matched_every_frame_is_fused(finished, tmp_path):
+    matched = stereo_artifact(finished["scale"], tmp_path / "stereo", 0.05, slice(0, 4))
+    out = run_stage("surface", finished | {"stereo": matched}, tmp_path / "out", **SMALL["surface"])
+    assert (out / "surface.ply").read_bytes() == (finished["surface"] / "surface.ply").read_bytes()
+
+
 def test_one_posed_frame_still_gives_a_mesh_and_a_report(finished, tmp_path):
     trajectory = json.loads((finished["scale"] / "trajectory.json").read_text())
     for frame in trajectory["frames"][1:]:

@@ -12,7 +12,7 @@ from recon.geometry import se3
 from recon.geometry.cameras import ray_grid, resize
 from recon.stereo.blend import blend
 from recon.stereo.matching import MatchOptions, match, relative_difference
-from recon.stereo.neighbours import PairOptions, choose_keyframes, choose_partners, sample_points, sighting
+from recon.stereo.neighbours import GROUP, PairOptions, choose_keyframes, choose_partners, sample_points, sighting, spread_groups
 from recon.stereo.semi_global import DIRECTIONS, aggregate
 from recon.stereo.sweep import Picture, inverse_distances, sweep
 from recon.types import Camera
@@ -172,7 +172,32 @@ def test_a_still_camera_has_one_keyframe_and_the_end():
     moving[:, 0, 3] = np.linspace(0, 10, 30)
     chosen = choose_keyframes(PINHOLE, range(30), moving, lambda _: depth, 0.03, 0.85, 100)
     assert 8 < len(chosen) < 20 and chosen[0] == 0 and chosen[-1] == 29
-    assert len(choose_keyframes(PINHOLE, range(30), moving, lambda _: depth, 0.03, 0.85, 5)) == 5
+    assert len(choose_keyframes(PINHOLE, range(30), moving, lambda _: depth, 0.03, 0.85, GROUP)) == GROUP
+
+
+def test_what_is_left_of_many_keyframes_has_neighbours_that_judge_it():
+    assert spread_groups(7, 10) == list(range(7))
+    for num, most in ((100, 40), (1000, 41), (9, 8), (50, 4), (50, 2), (5, 1)):
+        kept = spread_groups(num, most)
+        assert len(kept) <= most and kept == sorted(set(kept)) and kept[0] >= 0 and kept[-1] < num
+        if most >= GROUP:
+            assert all(k - 1 in kept or k + 1 in kept for k in kept)
+            assert (kept[0] == 0 and kept[-1] == num - 1) or most < 2 * GROUP
+
+
+@pytest.mark.parametrize("radius", [200, 40, 28])
+def test_up_to_the_rim_nothing_is_said_that_is_wrong(radius):
+    """Windows that the picture's border or the scope's rim cuts are left out."""
+    y, x = np.mgrid[:72, :96]
+    field = np.hypot(x - 47.5, y - 35.5) < radius
+    pictures = [wall_picture(FISHEYE, *place) for place in TRIANGLE]
+    pictures = [Picture(p.grey * field, p.usable & field, p.T_world_camera) for p in pictures]
+    found, _ = matched(FISHEYE, pictures)
+    true = 20.0 / ray_grid(FISHEYE)[..., 2]
+    known = (found.distance > 0) & (true < 40)
+    error = np.abs(found.distance - true)[known] / true[known]
+    assert known.sum() > 0.4 * (field & (true < 40)).sum()
+    assert np.percentile(error, 95) < 0.06
 
 
 def test_stereo_is_sharp_on_a_rendered_tube():

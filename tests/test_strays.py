@@ -85,3 +85,7 @@ def test_what_is_right_stays():
     detour[7] += [0, 40, 0]
     assert find_strays(made_map(detour)) == []
     assert find_strays(made_map(row()[:2])) == []
+    # Neighbours that share nothing say nothing about a frame between them.
+    apart = made_map(8 * row(), few={7: 5})
+    apart.poses[7][:3, 3] += [0, 400, 0]
+    assert find_strays(apart) == []
