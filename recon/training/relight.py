@@ -20,6 +20,9 @@ from recon.data.phantom.variety import random_tissues
 from recon.losses.depth import masked_median
 from recon.training.shards import Batch, Views
 
+CONTRAST_SHARE = 0.6
+"""How often dark and bright are dealt out to the objects of a view by chance: colour is not to be read as distance."""
+
 
 def relight(views: Views, rng: np.random.Generator) -> Batch:
     """Draw materials, light, exposure, masks and artefacts for every view, and make the batch that a network sees."""
@@ -43,7 +46,7 @@ def random_looks(views: Views, rng: np.random.Generator) -> Float[Tensor, "b o 1
     """A table of looks for every view: tissues first, then the shaft and the parts of the tip of its instrument."""
     tables = []
     for num_tissues, num_objects in zip(views.num_tissues, views.num_objects, strict=True):
-        tissues = random_tissues(rng, num_tissues)
+        tissues = random_tissues(rng, num_tissues, CONTRAST_SHARE)
         parts = [coating(rng), *[metal(rng)] * (num_objects - num_tissues)]
         tables.append(looks_of([*tissues, *parts[: num_objects - num_tissues]]))
     return torch.nn.utils.rnn.pad_sequence(tables, batch_first=True)

@@ -51,9 +51,10 @@ def paint(rng: np.random.Generator, scene: Scene) -> Scene:
     return replace(scene, materials=tuple(random_tissues(rng, len(scene.surfaces))))
 
 
-def random_tissues(rng: np.random.Generator, count: int) -> list[Material]:
+def random_tissues(rng: np.random.Generator, count: int, contrast_share: float = 0.3) -> list[Material]:
     """Materials of the objects of one scene: natural tissue, or strong contrast dealt out by chance, or one colour for all."""
-    scheme = rng.choice(["natural", "contrast", "one colour"], p=[0.4, 0.4, 0.2])
+    rest = 1 - contrast_share
+    scheme = rng.choice(["natural", "contrast", "one colour"], p=[0.65 * rest, contrast_share, 0.35 * rest])
     if scheme == "one colour":
         return [random_tissue(rng, None)] * count
     tones = [(DARK if rng.random() < 0.5 else BRIGHT) if scheme == "contrast" else None for _ in range(count)]
