@@ -111,16 +111,23 @@ class _Matcher:
     def _match(self, position: int) -> Match:
         points = sample_points(self.full_camera, self._scaled_depth(self.indices[position]))
         options = PairOptions(num=self.config.num_partners)
-        nearby = range(len(self.indices))
-        partners = choose_partners(self.full_camera, points, position, self.poses, nearby, options)
+        distances = np.linalg.norm(points, axis=1)
+        partners = choose_partners(self.full_camera, points, position, self.poses, self._nearby(position, distances), options)
         reference = self.picture(position)
         if not partners:
             nothing = np.zeros(reference.grey.shape, np.float32)
             return Match(nothing, nothing)
-        near, far = np.percentile(np.linalg.norm(points, axis=1), RANGE_PERCENTILES)
+        near, far = np.percentile(distances, RANGE_PERCENTILES)
         planes = inverse_distances(near / RANGE_MARGIN, far * RANGE_MARGIN, self.config.num_planes)
         alike = sweep(self.camera, reference, [self.picture(partner) for partner in partners], planes, self.config.window_px)
         return match(alike, planes, reference.usable, self.options)
+
+    def _nearby(self, position: int, distances: np.ndarray) -> list[int]:
+        """Frames that have not left the place behind: nearer than what is seen. Of these alone it is looked at what they see."""
+        if len(distances) == 0:
+            return []
+        away = np.linalg.norm(self.poses[:, :3, 3] - self.poses[position, :3, 3], axis=1)
+        return np.flatnonzero(away < np.median(distances)).tolist()
 
     def _finish(self, position: int, keyframes: Sequence[int]) -> dict:
         """Blend stereo and network of one keyframe and write them."""
