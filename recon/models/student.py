@@ -24,7 +24,7 @@ from recon.types import Camera
 WIDTHS = (48, 96, 192)
 """Channels at a quarter, an eighth and a sixteenth of the size."""
 NUM_MIXING = 4
-STRIDE = 32
+STRIDE = 16
 INPUT_AREA_PX = 160 * 128
 """Networks of this kind are best at the size at which they were trained."""
 WEIGHTS = PACKAGED / "student.safetensors"

@@ -20,7 +20,7 @@ from recon.data.phantom.variety import random_tissues
 from recon.losses.depth import masked_median
 from recon.training.shards import Batch, Views
 
-CONTRAST_SHARE = 0.6
+CONTRAST_SHARE = 0.3
 """How often dark and bright are dealt out to the objects of a view by chance: colour is not to be read as distance."""
 
 
