@@ -116,10 +116,10 @@ def student_input(
     return torch.cat([(image - 0.4) * 3.0 * mask, log_brightness * mask, rays, mask], dim=1)
 
 
-def input_size(width_px: int, height_px: int, area_px: int = INPUT_AREA_PX) -> tuple[int, int]:
-    """Width and height near a picture's aspect, multiples of 32, of about the area the network was trained at."""
+def input_size(width_px: int, height_px: int, area_px: int = INPUT_AREA_PX, stride: int = STRIDE) -> tuple[int, int]:
+    """Width and height near a picture's aspect, multiples of the stride, of about the area the network was trained at."""
     scale = np.sqrt(area_px / (width_px * height_px))
-    return max(round(width_px * scale / STRIDE), 1) * STRIDE, max(round(height_px * scale / STRIDE), 1) * STRIDE
+    return max(round(width_px * scale / stride), 1) * stride, max(round(height_px * scale / stride), 1) * stride
 
 
 class StudentDepth:
