@@ -47,7 +47,6 @@ from recon.types import Camera, ReconError
 CHANNELS = {"image": 3, "rays": 3, "mask": 1}
 KINDS = ("depth", "distance", "disparity")
 OPEN_AREA_PX = ENDOSCOPIC_PX[0] * ENDOSCOPIC_PX[1]
-OPEN_STRIDE_PX = 32
 LONGEST_PX = 1 << 14
 """Of a side that a file leaves open upwards."""
 EXTERNAL = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])", re.DOTALL)
@@ -121,7 +120,7 @@ class ExportedDepth:
     def _size(self, camera: Camera) -> tuple[int, int]:
         """Width and height that the network sees."""
         height, width = self.network.shapes["image"][2:]
-        wanted = input_size(camera.width_px, camera.height_px, OPEN_AREA_PX, OPEN_STRIDE_PX)
+        wanted = input_size(camera.width_px, camera.height_px, OPEN_AREA_PX)
         sides = [side if isinstance(side, int) else side.nearest(px) for side, px in zip((width, height), wanted, strict=True)]
         return sides[0], sides[1]
 

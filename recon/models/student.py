@@ -21,15 +21,13 @@ from recon.models import DepthEstimate, ModelInfo
 from recon.models.weights import PACKAGED, load_weights
 from recon.types import Camera
 
-WIDTHS = (48, 96, 192)
-"""Channels at a quarter, an eighth and a sixteenth of the size."""
-NUM_MIXING = 4
-STRIDE = 16
-INPUT_AREA_PX = 160 * 128
+WIDTHS = (20, 40, 64, 104, 160)
+STRIDE = 32
+INPUT_AREA_PX = 192 * 160
 """Networks of this kind are best at the size at which they were trained."""
 WEIGHTS = PACKAGED / "student.safetensors"
-INPUTS = 8
-"""RGB, the log of brightness, the unit ray's three components, the mask."""
+INPUTS = 7
+"""RGB, the unit ray's three components, the mask."""
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -70,56 +68,47 @@ class GlobalMixing(nn.Module):
 
 
 class Student(nn.Module):
-    """A U-Net from a quarter of the size down, with attention at its bottom; about three million parameters.
-
-    The rays tell every cell where it looks, so attention needs no code of position.
-    """
+    """A U-Net with attention at its bottom; about two million parameters."""
 
     def __init__(self) -> None:
         super().__init__()
-        quarter, eighth, sixteenth = WIDTHS
-        self.stem = nn.Sequential(
-            nn.Conv2d(INPUTS, quarter, 8, 4, 2, bias=False),
-            nn.BatchNorm2d(quarter),
-            nn.ReLU(inplace=True),
-            Residual(quarter),
-            Residual(quarter),
+        self.stages = nn.ModuleList()
+        inputs = INPUTS
+        for level, width in enumerate(WIDTHS):
+            depth = 1 if level == 0 else 2
+            self.stages.append(nn.Sequential(conv(inputs, width, stride=2), *[Residual(width) for _ in range(depth)]))
+            inputs = width
+        self.mixing = nn.Sequential(GlobalMixing(WIDTHS[-1]), GlobalMixing(WIDTHS[-1]))
+        self.decoders = nn.ModuleList(
+            [nn.Sequential(conv(deep + skip, skip), Residual(skip)) for deep, skip in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)]
         )
-        self.middle = nn.Sequential(conv(quarter, eighth, stride=2), Residual(eighth), Residual(eighth))
-        self.bottom = nn.Sequential(
-            conv(eighth, sixteenth, stride=2), Residual(sixteenth), *[GlobalMixing(sixteenth) for _ in range(NUM_MIXING)]
-        )
-        self.up_middle = nn.Sequential(conv(sixteenth + eighth, eighth), Residual(eighth))
-        self.up_stem = nn.Sequential(conv(eighth + quarter, quarter), Residual(quarter))
-        self.head = nn.Sequential(conv(quarter + 16 * INPUTS, 64, kernel=1), nn.Conv2d(64, 2 * 16, 3, padding=1), nn.PixelShuffle(4))
+        self.head = nn.Sequential(conv(WIDTHS[0] + INPUTS, 12), nn.Conv2d(12, 2, 3, padding=1))
 
-    def forward(self, x: Float[Tensor, "b 8 h w"]) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]]:
-        """Log-distance up to one constant per image, and the log of its Laplace scale; h and w multiples of 16."""
-        quarter = self.stem(x)
-        eighth = self.middle(quarter)
-        eighth = self.up_middle(torch.cat([_doubled(self.bottom(eighth)), eighth], dim=1))
-        quarter = self.up_stem(torch.cat([_doubled(eighth), quarter], dim=1))
-        output = self.head(torch.cat([quarter, functional.pixel_unshuffle(x, 4)], dim=1))
+    def forward(self, x: Float[Tensor, "b 7 h w"]) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]]:
+        """Log-distance up to one constant per image, and the log of its Laplace scale; h and w multiples of 32."""
+        skips, features = [], x
+        for stage in self.stages:
+            features = stage(features)
+            skips.append(features)
+        features = self.mixing(features)
+        for decoder, skip in zip(self.decoders, skips[-2::-1], strict=True):
+            features = decoder(torch.cat([functional.interpolate(features, scale_factor=2.0, mode="bilinear"), skip], dim=1))
+        features = functional.interpolate(features, scale_factor=2.0, mode="bilinear")
+        output = self.head(torch.cat([features, x], dim=1))
         return output[:, 0], output[:, 1].clamp(-5.0, 2.0)
-
-
-def _doubled(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
-    return functional.interpolate(features, scale_factor=2.0, mode="bilinear")
 
 
 def student_input(
     image: Float[Tensor, "b 3 h w"], rays: Float[Tensor, "b 3 h w"], mask: Float[Tensor, "b 1 h w"]
-) -> Float[Tensor, "b 8 h w"]:
-    """Stack what the network sees: colour (0 to 1) centred, its log (in which colour of tissue and light add up), black outside
-    the mask, unit rays, mask."""
-    log_brightness = (image.mean(1, keepdim=True) + 0.02).log() + 1.5
-    return torch.cat([(image - 0.4) * 3.0 * mask, log_brightness * mask, rays, mask], dim=1)
+) -> Float[Tensor, "b 7 h w"]:
+    """Stack what the network sees: colour (0 to 1) centred, black outside the mask, unit rays, mask."""
+    return torch.cat([(image - 0.4) * 3.0 * mask, rays, mask], dim=1)
 
 
-def input_size(width_px: int, height_px: int, area_px: int = INPUT_AREA_PX, stride: int = STRIDE) -> tuple[int, int]:
-    """Width and height near a picture's aspect, multiples of the stride, of about the area the network was trained at."""
+def input_size(width_px: int, height_px: int, area_px: int = INPUT_AREA_PX) -> tuple[int, int]:
+    """Width and height near a picture's aspect, multiples of 32, of about the area the network was trained at."""
     scale = np.sqrt(area_px / (width_px * height_px))
-    return max(round(width_px * scale / stride), 1) * stride, max(round(height_px * scale / stride), 1) * stride
+    return max(round(width_px * scale / STRIDE), 1) * STRIDE, max(round(height_px * scale / STRIDE), 1) * STRIDE
 
 
 class StudentDepth:

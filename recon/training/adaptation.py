@@ -68,7 +68,7 @@ class Recipe:
     """How a network is adapted."""
 
     parts: Parts = "all"
-    """"adapters" trains LoRA on the Linear layers (the MLPs of the attention blocks), and the scales and shifts of the norms."""
+    """"adapters" trains LoRA on the Linear layers (the MLPs of the two attention blocks), and the scales and shifts of the norms."""
     num_steps: int = 150
     seed: int = 0
 

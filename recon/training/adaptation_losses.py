@@ -33,7 +33,7 @@ INLIER_DEVIATIONS = 3.0 * 1.4826
 class Views(NamedTuple):
     """A batch of frames as tensors; frames have up to n points."""
 
-    seen: Float[Tensor, "b 8 h w"]
+    seen: Float[Tensor, "b 7 h w"]
     colour: Float[Tensor, "b 3 h w"]
     tissue: Bool[Tensor, "b h w"]
     matte: Bool[Tensor, "b h w"]

@@ -16,7 +16,7 @@ import torch
 
 from recon.io.atomic import write_bytes, write_json
 from recon.losses.depth import gradient_residual, laplace_nll, log_residual
-from recon.models.student import Student, student_input
+from recon.models.student import STRIDE, Student, student_input
 from recon.models.weights import TRAINING
 from recon.training.augment import augment
 from recon.training.checkpoints import Interval, Log, load_checkpoint, save_checkpoint
@@ -35,8 +35,8 @@ class StudentConfig:
     """Shards of views to train on; two more are kept for validation."""
     views_per_shard: int = 256
     views_per_scene: int = 8
-    sizes_px: tuple[str, ...] = ("160x128", "192x96", "160x128", "128x128")
-    """Picture sizes, width x height, multiples of 32; shards take them in turn."""
+    sizes_px: tuple[str, ...] = ("192x128", "256x128", "192x192", "128x128")
+    """Picture sizes, width x height, multiples of 32 (of 64 with `coarse_steps`); shards take them in turn."""
     batch_size: int = 16
     num_steps: int = 20000
     coarse_steps: int = 0
@@ -96,8 +96,9 @@ def cast_shards(config: StudentConfig, out: Path) -> list[Path]:
     """Paths of all shards, validation first, casting those that are not there."""
     out.mkdir(parents=True, exist_ok=True)
     sizes = [tuple(map(int, size.split("x"))) for size in config.sizes_px]
-    if any(value % 32 for size in sizes for value in size):
-        raise ReconError(f"sizes_px must be multiples of 32, found {', '.join(config.sizes_px)}")
+    multiple = 2 * STRIDE if config.coarse_steps else STRIDE
+    if any(value % multiple for size in sizes for value in size):
+        raise ReconError(f"sizes_px must be multiples of {multiple}, found {', '.join(config.sizes_px)}")
     views = (config.views_per_shard, config.views_per_scene)
     folder = shards_folder(out / "shards", config.seed, *views)
     shapes = [ShardShape(*sizes[index % len(sizes)], *views) for index in range(config.num_shards + 2)]
