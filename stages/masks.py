@@ -17,9 +17,10 @@ import numpy as np
 
 from recon.data import open_source
 from recon.geometry.cameras import usable_mask
+from recon.image.cuts import CutFinder
 from recon.image.highlights import highlight_mask
 from recon.image.instruments import Polarity, judge_polarity
-from recon.image.quality import GateLimits, Quality, measure_quality, rejections
+from recon.image.quality import GateLimits, Quality, measure_quality, rejections, unseen_reason
 from recon.image.scope import NUM_FRAMES, dark_rim, find_scope_mask
 from recon.io.atomic import read_json, write_json
 from recon.io.cameras import read_camera
@@ -63,8 +64,9 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     instruments = _instruments_of(white_of, polarity, config)
     if is_users and not any(_covers_something(instruments(entry["index"])) for entry in decoded):
         log.warning("masks: those given with --masks cover 0% of every frame; are they the right files, and is their white above 0?")
+    finder = CutFinder()
     qualities = [
-        _mask_frame(inputs["frames"] / entry["file"], out, entry["index"], scope, instruments(entry["index"]), config)
+        _mask_frame(inputs["frames"] / entry["file"], out, entry["index"], scope, instruments(entry["index"]), config, finder)
         for entry in track(decoded, len(decoded), "masking frames")
     ]
     reasons = rejections(qualities, config)
@@ -74,13 +76,19 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         {
             "scope_share": float(scope.mean()),
             "instruments": None if sequence.instrument_mask is None else asdict(polarity) if polarity else {"white": "instrument"},
+            "cuts": [] if frames["is_unrelated"] else finder.cuts(),
             "frames": [_gate_entry(entry, *gate.get(entry["index"], (None, entry["reason"]))) for entry in frames["frames"]],
         },
     )
 
 
-def _mask_frame(image_path: Path, out: Path, index: int, scope: np.ndarray, instruments: np.ndarray | None, config: Config) -> Quality:
-    """Write the frame's masks unless a killed run left them, and score the frame inside the stricter one."""
+def _mask_frame(
+    image_path: Path, out: Path, index: int, scope: np.ndarray, instruments: np.ndarray | None, config: Config, finder: CutFinder
+) -> Quality:
+    """Write the frame's masks unless a killed run left them, and score the frame inside the stricter one.
+
+    A frame in which something can be seen is shown to the finder of cuts.
+    """
     image = read_image(image_path)
     tissue_path, mask_path = (out / folder / f"{index:06d}.png" for folder in ("tissue", "masks"))
     if mask_path.exists():
@@ -92,7 +100,10 @@ def _mask_frame(image_path: Path, out: Path, index: int, scope: np.ndarray, inst
         write_mask(tissue_path, tissue)
         valid = tissue & highlight_mask(image, scope) if config.highlights else tissue
         write_mask(mask_path, valid)
-    return measure_quality(image, valid, scope)
+    quality = measure_quality(image, valid, scope)
+    if unseen_reason(quality, config) is None:
+        finder.add(index, image, scope)
+    return quality
 
 
 def _white_of(sequence: FrameSequence, frames: dict[str, Any]) -> MaskOf:
@@ -167,6 +178,7 @@ def _gate_entry(entry: dict[str, Any], quality: Quality | None, reason: str | No
 STAGE = Stage(
     config=Config,
     run=run,
+    version=2,
     reads=("source", "frames", "camera"),
     writes=("scope.png", "tissue/*.png", "masks/*.png", "gate.json"),
     seconds_per_frame=0.12,

@@ -49,17 +49,23 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write report.json, report.html, frames.json, trajectory.txt, mesh.ply and mesh.glb."""
     start = time.perf_counter()
     source = read_json(inputs["frames"] / "frames.json")
-    poses = read_json(inputs["scale"] / "trajectory.json")["frames"]
+    tracked = read_json(inputs["scale"] / "trajectory.json")
+    poses = tracked["frames"]
     frames = frame_list(source["frames"], read_json(inputs["masks"] / "gate.json")["frames"], poses)
     evaluation = read_json(inputs["evaluation"] / "metrics.json")
     unit = read_json(inputs["scale"] / "scale.json")["unit"]
     trajectory = _trajectory(frames, poses, unit)
     write_json(out / "frames.json", frames)
     write_tum(out / "trajectory.txt", trajectory)
+    for number, piece in enumerate(tracked["pieces"], start=2):
+        write_tum(out / f"trajectory_{number}.txt", _trajectory(frames, piece["frames"], "unitless"))
     for name in ("mesh.ply", "mesh.glb"):
         _copy(inputs["mesh"] / name, out / name)
     sources = PictureSources(inputs, frames, trajectory, read_mesh(inputs["mesh"] / "mesh.ply"))
     report = _report(inputs, source, frames, evaluation, config)
+    report["pieces"] = [_piece(number, piece["frames"]) for number, piece in enumerate(tracked["pieces"], start=2)]
+    report["still"] = tracked["mapping"]["still"] and not source["is_unrelated"]
+    report["cuts"] = read_json(inputs["masks"] / "gate.json")["cuts"]
     report["seconds"]["report"] = round(time.perf_counter() - start, 3)
     pictures = page_pictures(sources, config.num_frames_shown, config.preview_width_px, report["seconds"])
     write_text(out / "report.html", render_page(source["name"], report, frames, _notes(source, evaluation), pictures))
@@ -102,6 +108,12 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
         "settings": {name: getattr(config, name) for name in SETTINGS},
         "config": {name: manifest["config"] for name, manifest in manifests.items()} | {"report": asdict(config)},
     }
+
+
+def _piece(number: int, frames: list[dict]) -> dict[str, Any]:
+    """A stretch of the recording that has poses of its own, in a world and unit of its own."""
+    indices = [frame["index"] for frame in frames]
+    return {"trajectory": f"trajectory_{number}.txt", "num_frames": len(indices), "first": min(indices), "last": max(indices)}
 
 
 def _stereo(found: dict) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Config:
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write `camera.json`, `trajectory.json` and `points.npz`. Frames that cannot be posed are "lost" with a reason."""
-    gate = read_json(inputs["masks"] / "gate.json")["frames"]
+    gate_file = read_json(inputs["masks"] / "gate.json")
+    gate = gate_file["frames"]
     camera_file = read_json(inputs["camera"] / "camera.json")
     order = [entry["index"] for entry in gate if entry["status"] == "ok"]
     if not order:
@@ -47,6 +48,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         masks=inputs["masks"] / "masks",
         depth=inputs["depth"] / "depth",
         camera=camera,
+        cuts=gate_file["cuts"],
     )
     maps = [] if config.method == "alignment" else read_maps(inputs["structure"])
     result = Tracker(recording, maps, config.method, config.seed, progress=track).run()
@@ -71,7 +73,7 @@ def _write(out: Path, gate: list[dict], result: Track, config: Config, intrinsic
 
 
 def description(gate: list[dict], result: Track, method: Method) -> dict:
-    """Content of trajectory.json: one entry per source frame, then figures of the map."""
+    """Content of trajectory.json: one entry per source frame, figures of the map, and the pieces that stand apart."""
     num_points = 0 if result.sparse is None else len(result.sparse.xyz)
     return {
         "method": method,
@@ -81,12 +83,16 @@ def description(gate: list[dict], result: Track, method: Method) -> dict:
         "mapping": {
             "num_maps": result.num_maps,
             "num_joined": result.num_joined,
+            "num_loops": result.num_loops,
             "num_frames": list(result.method_of.values()).count("sfm"),
             "num_aligned": list(result.method_of.values()).count("alignment"),
             "still": "still" in result.method_of.values(),
             "num_points": num_points,
             "mean_error_px": None if num_points == 0 else float(result.sparse.error_px.mean()),
         },
+        "pieces": [
+            {"frames": [{"index": index, "T_world_camera": T.tolist()} for index, T in piece.poses.items()]} for piece in result.others
+        ],
     }
 
 
@@ -96,7 +102,7 @@ def _frame(entry: dict, result: Track) -> dict:
     if entry["status"] != "ok":
         return frame
     if index not in result.poses:
-        return frame | {"status": "lost", "reason": result.reasons[index]}
+        return frame | {"status": "lost", "reason": _apart(index, result) or result.reasons[index]}
     return frame | {
         "status": "keyframe" if result.keyframe_of[index] == index else "posed",
         "reason": None,
@@ -104,6 +110,15 @@ def _frame(entry: dict, result: Track) -> dict:
         "T_world_camera": result.poses[index].tolist(),
         "depth_factor": result.factors[index],
     }
+
+
+def _apart(index: int, result: Track) -> str | None:
+    """Which piece holds a frame that the main one does not, and what to do with it; None when none does."""
+    for number, piece in enumerate(result.others, start=2):
+        if index in piece.poses:
+            reach = f"piece {number} ({len(piece.poses)} frames, {min(piece.poses)} to {max(piece.poses)})"
+            return f"it belongs to {reach}, which nothing joins to the main one; frames.start_s and frames.end_s reconstruct it alone"
+    return None
 
 
 def write_points(path: Path, sparse: SparseMap | None) -> None:
@@ -124,7 +139,7 @@ def _also_reads(config: Config) -> tuple[str, ...]:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=3,
+    version=4,
     reads=("frames", "camera", "masks", "depth"),
     also_reads=_also_reads,
     writes=("camera.json", "trajectory.json", "points.npz"),

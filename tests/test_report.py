@@ -118,6 +118,9 @@ def page() -> str:
         ],
         "evaluation_gt": {"depth": False, "trajectory": True, "mesh": True},
         "partial": [NASTY],
+        "pieces": [{"trajectory": "trajectory_2.txt", "num_frames": 7, "first": 40, "last": 46}],
+        "cuts": [40],
+        "still": False,
         "seconds": {"frames": 1.0},
         "peak_rss_mb": 512.0,
         "versions": {"python": "3.11"},
@@ -153,6 +156,8 @@ def test_the_page_says_what_a_reader_must_know(page):
         and "millimetres" in page
         and "estimated" in page
         and "partial" in page
+        and "frames 40 to 46" in page
+        and "before frame 40" in page
     )
 
 

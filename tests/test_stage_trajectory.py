@@ -51,7 +51,7 @@ def write_inputs(root: Path, poses: list[np.ndarray], blank: int | None = BLANK,
         is_rejected = index == rejected
         gate.append({"index": index, "status": "rejected" if is_rejected else "ok", "reason": "too blurred" if is_rejected else None})
     write_json(root / "frames" / "frames.json", {"is_unrelated": False, "frames": frames})
-    write_json(root / "masks" / "gate.json", {"frames": gate})
+    write_json(root / "masks" / "gate.json", {"cuts": [], "frames": gate})
     write_camera(root / "camera" / "camera.json", CAMERA, intrinsics="given")
     return {name: root / name for name in ("frames", "camera", "masks", "depth")}
 

@@ -95,7 +95,7 @@ def blur_score(image: UInt8[np.ndarray, "h w 3"], valid: Bool[np.ndarray, "h w"]
 
 def rejections(qualities: Sequence[Quality], limits: GateLimits) -> list[str | None]:
     """For each frame why it is rejected, with the figure and the limit, or None. Blur is judged against the visible frames."""
-    unseen = [_unseen_reason(quality, limits) for quality in qualities]
+    unseen = [unseen_reason(quality, limits) for quality in qualities]
     limit = blur_limit(np.array([q.blur for q, reason in zip(qualities, unseen, strict=True) if reason is None]), limits)
     return [
         reason or (f"blurred: blur score {q.blur:.2f}, limit for this recording {limit:.2f}" if q.blur > limit else None)
@@ -112,7 +112,8 @@ def blur_limit(blur: Float[np.ndarray, " n"], limits: GateLimits) -> float:
     return min(limits.blur_max, median + max(limits.blur_margin, limits.blur_spread * spread))
 
 
-def _unseen_reason(quality: Quality, limits: GateLimits) -> str | None:
+def unseen_reason(quality: Quality, limits: GateLimits) -> str | None:
+    """Why a frame shows nothing, sharp or not; None when it shows something."""
     if quality.dark_share > limits.dark_share_max:
         return f"too dark: {quality.dark_share:.0%} of the field is black, limit {limits.dark_share_max:.0%}"
     if quality.saturated_share > limits.saturated_share_max:

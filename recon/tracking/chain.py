@@ -7,7 +7,8 @@ number of keyframes and not of frames; otherwise the neighbour becomes a keyfram
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Container, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from recon.geometry import se3
 from recon.tracking.alignment import AlignmentOptions, State, Verdict, align, coarse_cost
 from recon.tracking.dense_frame import DenseFrame
+from recon.tracking.pose_graph import Edge
 
 MAX_VELOCITY_GAP = 3
 """Constant velocity is extrapolated over at most this many frames."""
@@ -48,11 +50,15 @@ class Chain:
     load: Callable[[int], DenseFrame]
     """Dense frame, its depth in the network's unit."""
     options: ChainOptions = field(default_factory=ChainOptions)
+    cuts: Sequence[int] = ()
+    """Frame indices, in order, that begin another shot: no frame is aligned to one of another shot for being its neighbour."""
     poses: dict[int, Float[np.ndarray, "4 4"]] = field(default_factory=dict)
     """T_world_camera."""
     factors: dict[int, float] = field(default_factory=dict)
     """World units per unit of the network's depth."""
     keyframe_of: dict[int, int] = field(default_factory=dict)
+    edge_of: dict[int, Edge] = field(default_factory=dict)
+    """The alignment that placed each frame that has none of its own."""
     reasons: dict[int, str] = field(default_factory=dict)
     """Of frames that no alignment could place, the last reason."""
 
@@ -67,6 +73,18 @@ class Chain:
         self.poses[index], self.factors[index] = T_world_camera, factor
         self.keyframe_of[index] = index if keyframe is None else keyframe
         self.reasons.pop(index, None)
+
+    def keyframes(self) -> list[int]:
+        """Frames that are their own keyframe, in order."""
+        return sorted(index for index, key in self.keyframe_of.items() if index == key)
+
+    def position(self, index: int) -> int:
+        """Of a frame, in the order of time."""
+        return self._position[index]
+
+    def is_one_shot(self, first: int, second: int) -> bool:
+        """Whether no cut lies between two frames."""
+        return bisect_right(self.cuts, first) == bisect_right(self.cuts, second)
 
     def grow(self, leave_out: Container[int] = ()) -> Iterator[int]:
         """Pose what can be posed, nearest frames first, and yield each index that was decided on.
@@ -93,6 +111,37 @@ class Chain:
                 self.reasons.setdefault(index, f"no posed frame within {self.options.max_gap} frames")
                 yield index
 
+    def edge(self, key: int, frame: int, guesses: Sequence[np.ndarray], min_overlap: float, min_correlation: float) -> Edge | None:
+        """The alignment of `frame` to the posed `key` as an edge; None when it is not to be trusted that much."""
+        verdict = self.link(key, frame, guesses)
+        if verdict.reason is not None or verdict.overlap < min_overlap or verdict.correlation < min_correlation:
+            return None
+        return self._edge(frame, key, verdict)
+
+    def in_world(self, edge: Edge) -> Float[np.ndarray, "4 4"]:
+        """T_frame_key of an edge with its translation in world units."""
+        T = edge.T_frame_key.copy()
+        T[:3, 3] *= self.factors[edge.key]
+        return T
+
+    def place(self, edge: Edge) -> None:
+        """Add the frame of an edge as a keyframe: others may hang on it."""
+        factor = self.factors[edge.key] * float(np.exp(edge.log_scale))
+        self.add(edge.frame, self.poses[edge.key] @ se3.inverse(self.in_world(edge)), factor, edge.key)
+        self.keyframe_of[edge.frame] = edge.frame
+        self.edge_of[edge.frame] = edge
+
+    def move_keyframes(self, poses: Mapping[int, Float[np.ndarray, "4 4"]], factors: Mapping[int, float]) -> None:
+        """Give keyframes other poses and factors; the frames that hang on them come along."""
+        for index, key in self.keyframe_of.items():
+            if key in poses and index != key:
+                relative = se3.inverse(self.poses[key]) @ self.poses[index]
+                ratio = factors[key] / self.factors[key]
+                relative[:3, 3] *= ratio
+                self.poses[index], self.factors[index] = poses[key] @ relative, self.factors[index] * ratio
+        self.poses |= poses
+        self.factors |= factors
+
     def link(self, key: int, frame: int, guesses: Sequence[Float[np.ndarray, "4 4"]]) -> Verdict:
         """Align `frame` to the posed `key`; guesses are T_frame_key. The verdict's log scale is relative to the key's factor."""
         factor = self.factors[key]
@@ -106,7 +155,7 @@ class Chain:
         at = self._position[posed]
         for position in range(max(0, at - self.options.max_gap), min(len(self.order), at + self.options.max_gap + 1)):
             index = self.order[position]
-            if index not in self.poses and index not in leave_out:
+            if index not in self.poses and index not in leave_out and self.is_one_shot(posed, index):
                 heapq.heappush(queue, (abs(position - at), index, posed))
 
     def _attempt(self, index: int, neighbour: int) -> str | None:
@@ -136,6 +185,12 @@ class Chain:
         pull = self.options.level_pull
         level = float(np.log(np.median(self._start_factors)))
         self.add(index, pose, float(np.exp((1.0 - pull) * log_factor + pull * level)), key)
+        self.edge_of[index] = self._edge(index, key, verdict)
+
+    def _edge(self, index: int, key: int, verdict: Verdict) -> Edge:
+        T = verdict.state.T_frame_key.copy()
+        T[:3, 3] /= self.factors[key]
+        return Edge(key, index, T, float(verdict.state.log_scale), self.load(key).median_depth)
 
     def _guesses(self, index: int, neighbour: int) -> list[np.ndarray]:
         """Where the frame may be: at its neighbour, where constant velocity takes it, or between two posed frames."""

@@ -15,7 +15,7 @@ from recon.geometry.alignment import umeyama
 from recon.geometry.similarity import Similarity
 from recon.tracking.chain import Chain
 from recon.tracking.mapping import SparseMap
-from recon.types import ReconError
+from recon.types import Camera, ReconError
 
 MIN_SHARED_POINTS = 12
 MIN_INLIERS = 0.5
@@ -100,6 +100,8 @@ def by_alignment(chain: Chain, second: SparseMap, factors: Mapping[int, float]) 
     for gap, key, frame in gaps[: chain.options.max_attempts]:
         if gap > chain.options.max_gap:
             return None
+        if not chain.is_one_shot(key, frame):
+            continue
         verdict = chain.link(key, frame, [np.eye(4)])
         if verdict.reason is None:
             factor = chain.factors[key] * float(np.exp(verdict.state.log_scale))
@@ -110,6 +112,6 @@ def by_alignment(chain: Chain, second: SparseMap, factors: Mapping[int, float]) 
     return None
 
 
-def same_lens(first: SparseMap, second: SparseMap) -> bool:
-    """Whether both maps refined the lens to about the same focal length."""
-    return abs(np.log(first.camera.params[0] / second.camera.params[0])) < MAX_FOCAL_CHANGE
+def same_lens(first: Camera, second: Camera) -> bool:
+    """Whether two maps refined the lens to about the same focal length."""
+    return abs(np.log(first.params[0] / second.params[0])) < MAX_FOCAL_CHANGE

@@ -23,6 +23,7 @@ from recon.io.masks import read_mask
 from recon.tracking.chain import Chain, ChainOptions
 from recon.tracking.dense_frame import DenseFrame, Undistorter
 from recon.tracking.joining import by_alignment, by_shared_points, merged, same_lens, transformed
+from recon.tracking.loops import Finder, close_loops, find_again
 from recon.tracking.mapping import SparseMap
 from recon.tracking.scale_field import FrameRatios, sample_ratios
 from recon.tracking.stillness import is_still
@@ -30,6 +31,10 @@ from recon.types import Camera
 
 Method = Literal["hybrid", "sfm", "alignment"]
 CACHED_FRAMES = 32
+MIN_PIECE_FRAMES = 5
+"""Fewer frames that hang together are no piece worth telling of."""
+NUM_LOOKS = 8
+"""Frames of a lost stretch that are compared with what was seen elsewhere."""
 STARTS = (0.0, 0.25, 0.5, 0.75)
 """Where in the recording alignment without a map may begin."""
 
@@ -48,11 +53,13 @@ class Recording:
     """Folder of NNNNNN.tiff: predicted z-depth."""
     camera: Camera
     """The lens as it was given or assumed; a map may have refined it."""
+    cuts: Sequence[int] = ()
+    """Indices, in order, of frames that begin another shot."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """Poses of a recording in the world of this module's docstring."""
+    """Poses of frames that hang together, in the world of this module's docstring."""
 
     camera: Camera
     poses: Mapping[int, Float[np.ndarray, "4 4"]]
@@ -68,6 +75,10 @@ class Track:
     sparse: SparseMap | None
     num_maps: int = 0
     num_joined: int = 0
+    num_loops: int = 0
+    """Alignments that closed a loop or joined two ends of the chain."""
+    others: Sequence[Track] = ()
+    """Pieces of the recording that could not be joined to this one, the longest first: each in a world of its own."""
 
 
 def as_is(items: Iterable[int], total: int, description: str) -> Iterable[int]:
@@ -87,27 +98,29 @@ class Tracker:
     chain_options: ChainOptions = field(default_factory=ChainOptions)
     progress: Callable[[Iterable[int], int, str], Iterable[int]] = as_is
     camera: Camera = field(init=False)
+    load: Callable[[int], DenseFrame] = field(init=False)
 
     def run(self) -> Track:
-        """Joining of the maps, then alignment of what is left."""
+        """Joining of the maps, then alignment of what is left, then pieces for what neither could reach."""
         still = bool(self.maps) and is_still(self.maps[0])
         maps = [] if still else self.maps
         self.camera = maps[0].camera if maps else self.recording.camera
-        chain = Chain(self.recording.order, lru_cache(CACHED_FRAMES)(self._dense_frame), self.chain_options)
+        self.load = lru_cache(CACHED_FRAMES)(self._dense_frame)
         if still:
+            chain = self._chain()
             add_still(chain)
             return Track(self.camera, chain.poses, chain.factors, chain.keyframe_of, {i: "still" for i in chain.poses}, {}, None)
-        sparse, num_joined = self._joined(maps, chain) if maps else (None, 0)
-        if maps and self.method != "sfm":
-            self._align(chain)
-        if not maps and self.method != "sfm":
-            chain = self._aligned_alone(chain)
-        mapped = sparse.poses if sparse else {}
-        method_of = {index: "sfm" if index in mapped else "alignment" for index in chain.poses}
-        lost = [index for index in self.recording.order if index not in chain.poses]
-        reasons = {index: chain.reasons.get(index, "structure from motion did not register it") for index in lost}
-        track = Track(self.camera, chain.poses, chain.factors, chain.keyframe_of, method_of, reasons, sparse, len(maps), num_joined)
-        return normalised(track)
+        main, apart = self._main(maps)
+        pieces = [main, *self._pieces(main, apart)]
+        # Ties go to the first, the one that has the largest map.
+        longest = max(pieces, key=lambda piece: len(piece.poses))
+        others = sorted((piece for piece in pieces if piece is not longest), key=lambda piece: -len(piece.poses))
+        missing = [index for index in self.recording.order if index not in longest.poses]
+        reasons = {index: main.reasons.get(index, "structure from motion did not register it") for index in missing}
+        return replace(normalised(longest), reasons=reasons, others=[normalised(piece) for piece in others if piece.poses])
+
+    def _chain(self) -> Chain:
+        return Chain(self.recording.order, self.load, self.chain_options, self.recording.cuts)
 
     def _dense_frame(self, index: int) -> DenseFrame:
         recording = self.recording
@@ -117,8 +130,29 @@ class Tracker:
             read_depth(recording.depth / f"{index:06d}.tiff"),
         )
 
-    def _joined(self, maps: Sequence[SparseMap], chain: Chain) -> tuple[SparseMap, int]:
-        """The largest map with those that can be brought into its frame, and how many these are.
+    def _main(self, maps: Sequence[SparseMap]) -> tuple[Track, list[SparseMap]]:
+        """The piece around the largest map, and the maps that could not be joined to it."""
+        chain = self._chain()
+        sparse, apart = self._joined(maps, chain) if maps else (None, [])
+        if self.method != "sfm":
+            if maps:
+                self._align(chain)
+            else:
+                chain = self._aligned_alone(chain)
+            self._find_again(chain, {index for other in apart for index in other.poses})
+        return self._track(chain, sparse, len(maps), len(maps) - len(apart)), apart
+
+    def _track(self, chain: Chain, sparse: SparseMap | None, num_maps: int = 0, num_joined: int = 0) -> Track:
+        """What a chain has come to, its loops closed."""
+        mapped = sparse.poses if sparse else {}
+        num_loops = close_loops(chain, mapped) if self.method != "sfm" else 0
+        method_of = {index: "sfm" if index in mapped else "alignment" for index in chain.poses}
+        return Track(
+            self.camera, chain.poses, chain.factors, chain.keyframe_of, method_of, chain.reasons, sparse, num_maps, num_joined, num_loops
+        )
+
+    def _joined(self, maps: Sequence[SparseMap], chain: Chain) -> tuple[SparseMap, list[SparseMap]]:
+        """The largest map with those that can be brought into its frame, and those that cannot.
 
         Maps that share points with it come first. Then the chain grows over frames that no map knows, so that the gap to
         each other map is as short as it can be, and the others are linked by alignment.
@@ -128,7 +162,7 @@ class Tracker:
         if apart and self.method == "hybrid":
             self._align(chain, leave_out={index for other in apart for index in other.poses})
             whole, apart = self._join(whole, apart, chain, lambda _, other: by_alignment(chain, other, self._factors(other)))
-        return whole, len(maps) - len(apart)
+        return whole, apart
 
     def _join(
         self, whole: SparseMap, others: Sequence[SparseMap], chain: Chain, link: Callable[[SparseMap, SparseMap], Similarity | None]
@@ -136,7 +170,7 @@ class Tracker:
         """Merge the maps that `link` can bring into the first one's frame; those that it cannot are handed back."""
         apart = []
         for other in others:
-            similarity = link(whole, other) if same_lens(whole, other) else None
+            similarity = link(whole, other) if same_lens(whole.camera, other.camera) else None
             if similarity is None:
                 apart.append(other)
             else:
@@ -144,6 +178,57 @@ class Tracker:
                 self._add(chain, other)
                 whole = merged(whole, other)
         return whole, apart
+
+    def _find_again(self, chain: Chain, mapped: Set[int]) -> None:
+        """Look for places where the camera, lost for a while, is back in view of what it had seen, and grow from there."""
+        lost = [stretch for stretch in self._stretches(set(chain.poses)) if not mapped & set(stretch)]
+        if not lost or not chain.poses:
+            return
+        finder = Finder.of(chain)
+        for stretch in lost:
+            if any(find_again(finder, index) for index in stretch[:: max(1, len(stretch) // NUM_LOOKS)]):
+                self._align(chain, leave_out=mapped)
+
+    def _pieces(self, main: Track, apart: Sequence[SparseMap]) -> list[Track]:
+        """Pieces of their own: maps that could not be joined, then stretches that alignment alone can hold together."""
+        taken, pieces = set(main.poses), []
+        for sparse in apart:
+            if same_lens(sparse.camera, self.camera) and not taken & set(sparse.poses):
+                chain = self._chain()
+                self._add(chain, sparse)
+                pieces.append(self._grown(chain, sparse, taken))
+                taken |= set(pieces[-1].poses)
+        if self.method == "sfm":
+            return pieces
+        for stretch in self._stretches(taken):
+            middle = stretch[len(stretch) // 2]
+            chain = self._chain()
+            chain.add(middle, np.eye(4), 1.0 / chain.load(middle).median_depth)
+            piece = self._grown(chain, None, taken)
+            if len(piece.poses) >= MIN_PIECE_FRAMES:
+                pieces.append(piece)
+                taken |= set(piece.poses)
+        return pieces
+
+    def _grown(self, chain: Chain, sparse: SparseMap | None, taken: Set[int]) -> Track:
+        if self.method != "sfm":
+            self._align(chain, leave_out=taken)
+        return self._track(chain, sparse)
+
+    def _stretches(self, taken: Set[int]) -> list[list[int]]:
+        """Runs of usable frames of one shot that nothing has posed, long enough to be a piece."""
+        runs: list[list[int]] = []
+        cuts = set(self.recording.cuts)
+        follows = False
+        for index in self.recording.order:
+            if index in taken:
+                follows = False
+                continue
+            if not follows or index in cuts:
+                runs.append([])
+            runs[-1].append(index)
+            follows = True
+        return [run for run in runs if len(run) >= MIN_PIECE_FRAMES]
 
     def _align(self, chain: Chain, leave_out: Set[int] = frozenset()) -> None:
         missing = len(set(self.recording.order) - set(chain.poses) - leave_out)
@@ -155,7 +240,7 @@ class Tracker:
         best = empty
         for share in STARTS:
             start = empty.order[int(share * len(empty.order))]
-            chain = Chain(empty.order, empty.load, empty.options)
+            chain = self._chain()
             chain.add(start, np.eye(4), 1.0 / chain.load(start).median_depth)
             self._align(chain)
             best = max(best, chain, key=lambda c: len(c.poses))
