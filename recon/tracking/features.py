@@ -1,7 +1,7 @@
 """Local features and their matches along a recording, in a COLMAP database.
 
 SIFT (Lowe 2004) on the CPU; mucosa has little contrast, so the detector's threshold is lower than COLMAP's default, and
-frames are matched with their successors at linear and at doubling distances.
+frames are matched with their successors at linear and at doubling distances, and where the camera seems to have come back.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import cv2
 import numpy as np
 import pycolmap
 
+from recon.io.atomic import write_text
 from recon.io.colmap_camera import colmap_params
 from recon.io.images import write_png
 from recon.io.masks import read_mask
+from recon.tracking.loop_pairs import loop_pairs
 from recon.types import Camera
 
 MASK_MARGIN_PX = 5
@@ -72,6 +74,25 @@ def match_frames(database: Path, images: Path, masks: Path | None, names: Sequen
         database_path=database,
         matching_options=_matching(options),
         pairing_options=_pairing(options),
+        verification_options=_verification(options),
+        device=pycolmap.Device.cpu,
+    )
+    _match_loops(database, names, options)
+
+
+def _match_loops(database: Path, names: Sequence[str], options: FeatureOptions) -> None:
+    """Match frames far apart in time that look alike: there the camera may have come back."""
+    pairs = loop_pairs(database, names, options.overlap, options.seed)
+    if not pairs:
+        return
+    listed = database.with_suffix(".pairs")
+    write_text(listed, "".join(f"{a} {b}\n" for a, b in pairs))
+    pairing = pycolmap.ImportedPairingOptions()
+    pairing.match_list_path = listed
+    pycolmap.match_image_pairs(
+        database_path=database,
+        matching_options=_matching(options),
+        pairing_options=pairing,
         verification_options=_verification(options),
         device=pycolmap.Device.cpu,
     )
