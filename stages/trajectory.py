@@ -87,6 +87,7 @@ def description(gate: list[dict], result: Track, method: Method) -> dict:
             "num_frames": list(result.method_of.values()).count("sfm"),
             "num_aligned": list(result.method_of.values()).count("alignment"),
             "still": "still" in result.method_of.values(),
+            "extent": _extent(result),
             "num_points": num_points,
             "mean_error_px": None if num_points == 0 else float(result.sparse.error_px.mean()),
         },
@@ -110,6 +111,12 @@ def _frame(entry: dict, result: Track) -> dict:
         "T_world_camera": result.poses[index].tolist(),
         "depth_factor": result.factors[index],
     }
+
+
+def _extent(result: Track) -> float:
+    """Largest distance of a camera centre from the first one, in median depths."""
+    centres = np.array([T[:3, 3] for T in result.poses.values()])
+    return float(np.linalg.norm(centres - centres[0], axis=1).max())
 
 
 def _apart(index: int, result: Track) -> str | None:

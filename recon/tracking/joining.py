@@ -114,4 +114,4 @@ def by_alignment(chain: Chain, second: SparseMap, factors: Mapping[int, float]) 
 
 def same_lens(first: Camera, second: Camera) -> bool:
     """Whether two maps refined the lens to about the same focal length."""
-    return abs(np.log(first.params[0] / second.params[0])) < MAX_FOCAL_CHANGE
+    return bool(abs(np.log(first.params[0] / second.params[0])) < MAX_FOCAL_CHANGE)
