@@ -15,7 +15,6 @@ from recon.data.phantom.render import render
 from recon.data.phantom.sequence import PhantomSpec, open_phantom, phantom_camera, phantom_path, phantom_scene
 from recon.data.phantom.shading import Imaging
 from recon.geometry import se3
-from recon.geometry.alignment import umeyama
 from recon.io.cameras import write_camera
 from recon.io.images import write_png
 from recon.io.trajectory import read_tum
@@ -48,11 +47,15 @@ def reconstruct(folder: Path, images: list[np.ndarray]) -> tuple[dict, list[dict
 
 
 def path_error(folder: Path, truth: dict[int, np.ndarray], frames: list[dict]) -> float:
-    """Root mean square error of camera centres over the length of the true path."""
+    """Root mean square error of camera centres over the length of the true path, from the first posed camera, up to scale.
+
+    No rotation is fitted: that of a straight path is not determined.
+    """
     posed = [f["index"] for f in frames if f["status"] in ("keyframe", "posed")]
     found = read_tum(folder / "run" / "results" / "trajectory.txt", "unitless").T_world_camera[:, :3, 3]
-    true = np.array([truth[index][:3, 3] for index in posed])
-    apart = np.linalg.norm(umeyama(found, true).map(found) - true, axis=1)
+    true = np.array([se3.inverse(truth[posed[0]]) @ truth[index] for index in posed])[:, :3, 3]
+    scale = (found * true).sum() / (found**2).sum()
+    apart = np.linalg.norm(scale * found - true, axis=1)
     return float(np.sqrt((apart**2).mean()) / np.linalg.norm(np.diff(true, axis=0), axis=1).sum())
 
 
