@@ -150,6 +150,10 @@ class Mesh:
     unit: Unit = "unitless"
     matched: Float[np.ndarray, " v"] | None = None
     """Share, 0 to 1, of what is known of the vertex that matching of views gave; a network gave the rest."""
+    last_seen_s: Float[np.ndarray, " v"] | None = None
+    """Time of the last fused frame that saw the vertex."""
+    viewing_angle_rad: Float[np.ndarray, " v"] | None = None
+    """Smallest angle between the normal and the ray to the camera, over the fused frames that saw the vertex."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from recon.fusion.fuse import FusionSettings, fuse
+from recon.fusion.review import review
 from recon.fusion.selection import select_frames, select_neighbours
+from recon.fusion.sightings import timestamps_of
 from recon.fusion.views import ViewSettings, ViewSource
 from recon.io.atomic import read_json, write_json
 from recon.io.cameras import read_camera
@@ -84,7 +86,10 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         min_agreement=config.min_agreement,
         max_volume_bytes=config.max_volume_mb * 1_000_000,
     )
-    mesh, stats = fuse(views_of(chosen).load, neighbours, median_depth, typical_sigma, unit, fusion, track)
+    views = views_of(chosen)
+    mesh, stats = fuse(views.load, neighbours, median_depth, typical_sigma, unit, fusion, track)
+    times = timestamps_of(read_json(inputs["frames"] / "frames.json")["frames"], views.frame_indices)
+    mesh = review(mesh, views.load, times, stats.truncation, track)
     write_ply(out / "surface.ply", mesh)
     numbers = {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in asdict(stats).items()}
     write_json(out / "surface.json", {"unit": unit, **numbers, "num_vertices": len(mesh.vertices), "num_faces": len(mesh.faces)})
@@ -97,7 +102,7 @@ def _has_depth(folder: Path, index: int) -> bool:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=2,
+    version=3,
     reads=("frames", "masks", "trajectory", "scale", "stereo"),
     writes=("surface.ply", "surface.json"),
     seconds_per_frame=0.6,

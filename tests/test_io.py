@@ -275,7 +275,7 @@ def some_mesh(rng, unit="mm"):
         confidence=rng.random(n),
         observations=np.floor(9 * rng.random(n)),
         unit=unit,
-        matched=rng.random(n),
+        **{name: rng.random(n) for name in ("matched", "last_seen_s", "viewing_angle_rad")},
     )
 
 
@@ -288,9 +288,8 @@ def test_ply_round_trip(tmp_path, rng, unit):
     assert np.array_equal(read.faces, mesh.faces)
     assert np.array_equal(read.colors, mesh.colors)
     assert np.allclose(read.vertices, mesh.vertices, atol=1e-5)
-    assert np.allclose(read.confidence, mesh.confidence, atol=1e-6)
-    assert np.array_equal(read.observations, mesh.observations)
-    assert np.allclose(read.matched, mesh.matched, atol=1e-6)
+    for name in meshes.VERTEX_PROPERTIES:
+        assert np.allclose(getattr(read, name), getattr(mesh, name), rtol=1e-6, atol=1e-6)
     outward = (mesh.vertices - (1, 2, 30)) / 5
     assert np.sum(read.normals * outward, axis=1).min() > 0.97
 

@@ -160,6 +160,9 @@ def test_frames_trajectory_and_meshes_fit_together(finished):
     assert mesh.unit == report_of(finished)["unit"]
     assert mesh.confidence.min() >= 0 and mesh.confidence.max() <= 1
     assert mesh.observations.min() >= 1 and mesh.observations.max() <= 5
+    posed = np.float32([f["timestamp_s"] for f in frames if f["status"] in ("keyframe", "posed")])
+    assert set(np.float32(mesh.last_seen_s)) <= set(posed) and len(np.unique(mesh.last_seen_s)) > 1
+    assert mesh.viewing_angle_rad.min() >= 0 and mesh.viewing_angle_rad.max() <= np.float32(np.pi / 2)
     assert (out / "mesh.ply").read_bytes() == (finished["mesh"] / "mesh.ply").read_bytes()
     assert (out / "mesh.glb").stat().st_size > 1000
 

@@ -6,7 +6,7 @@ exact to about 1e-7 of the surface's extent. Its signed distances are not used: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import open3d as o3d
@@ -143,8 +143,7 @@ def face_normals(mesh: Mesh) -> Float[np.ndarray, "f 3"]:
 def part(mesh: Mesh, keep: Bool[np.ndarray, " f"]) -> Mesh:
     """The chosen faces and the vertices they use, as bare geometry."""
     used, compact = np.unique(mesh.faces[keep], return_inverse=True)
-    bare = replace(mesh, colors=None, normals=None, confidence=None, observations=None, matched=None)
-    return replace(bare, vertices=mesh.vertices[used], faces=compact.reshape(-1, 3))
+    return Mesh(mesh.vertices[used], compact.reshape(-1, 3), unit=mesh.unit)
 
 
 def _crosses(mesh: Mesh) -> np.ndarray:

@@ -20,6 +20,8 @@ from recon.io.units import MM_PER_UNIT, LengthUnit
 from recon.types import Mesh, ReconError
 
 MESH_SUFFIXES = (".ply", ".obj", ".stl", ".off", ".glb")
+VERTEX_PROPERTIES = ("confidence", "observations", "matched", "last_seen_s", "viewing_angle_rad")
+"""Numbers of a vertex that `Mesh` may hold, by their names in a PLY file."""
 MAX_COORDINATE = 1e9
 """In file units: what is farther from the origin is damage, and overflows the single precision of ray casting."""
 
@@ -31,7 +33,7 @@ _WITHOUT_SHARED_VERTICES = (".stl", ".glb")
 
 
 def write_ply(path: str | Path, mesh: Mesh, quality: Float[np.ndarray, " v"] | None = None) -> None:
-    """Binary little-endian PLY: positions and normals, then colours, `confidence`, `observations` and `matched` where known.
+    """Binary little-endian PLY: positions and normals, then colours and `VERTEX_PROPERTIES` where known.
 
     `quality` is any number per vertex, such as its error: mesh viewers colour by a property of that name. Raises ReconError
     when it is not finite.
@@ -45,12 +47,7 @@ def write_ply(path: str | Path, mesh: Mesh, quality: Float[np.ndarray, " v"] | N
         columns |= {name: ("float", "<f4", values[:, i]) for i, name in enumerate(names.split())}
     if mesh.colors is not None:
         columns |= {name: ("uchar", "u1", mesh.colors[:, i]) for i, name in enumerate(("red", "green", "blue"))}
-    for name, values in (
-        ("confidence", mesh.confidence),
-        ("observations", mesh.observations),
-        ("matched", mesh.matched),
-        ("quality", quality),
-    ):
+    for name, values in (*((name, getattr(mesh, name)) for name in VERTEX_PROPERTIES), ("quality", quality)):
         if values is not None:
             columns[name] = ("float", "<f4", values)
     vertex_table = np.zeros(len(vertices), dtype=[(name, dtype) for name, (_, dtype, _) in columns.items()])
@@ -203,11 +200,7 @@ def _ply_attributes(body: trimesh.Trimesh) -> dict[str, np.ndarray]:
     data = body.metadata.get("_ply_raw", {}).get("vertex", {}).get("data")
     if data is None or getattr(data, "dtype", None) is None or not data.dtype.names:
         return {}
-    columns = {
-        name: np.array(data[name], dtype=np.float64).reshape(len(data))
-        for name in ("confidence", "observations", "matched")
-        if name in data.dtype.names
-    }
+    columns = {name: np.array(data[name], dtype=np.float64).reshape(len(data)) for name in VERTEX_PROPERTIES if name in data.dtype.names}
     if all(name in data.dtype.names for name in ("nx", "ny", "nz")):
         columns["normals"] = np.stack([np.array(data[name], dtype=np.float64).reshape(len(data)) for name in ("nx", "ny", "nz")], axis=1)
     return {name: values for name, values in columns.items() if len(values) == len(body.vertices) and np.all(np.isfinite(values))}
