@@ -89,10 +89,11 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     views = views_of(chosen)
     mesh, stats = fuse(views.load, neighbours, median_depth, typical_sigma, unit, fusion, track)
     times = timestamps_of(read_json(inputs["frames"] / "frames.json")["frames"], views.frame_indices)
-    mesh = review(mesh, views.load, times, stats.truncation, track)
+    mesh, exposure = review(mesh, views.load, times, median_depth, stats.truncation, track)
     write_ply(out / "surface.ply", mesh)
     numbers = {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in asdict(stats).items()}
-    write_json(out / "surface.json", {"unit": unit, **numbers, "num_vertices": len(mesh.vertices), "num_faces": len(mesh.faces)})
+    counts = {"num_vertices": len(mesh.vertices), "num_faces": len(mesh.faces)}
+    write_json(out / "surface.json", {"unit": unit, **numbers, **counts, "exposure": exposure.summary()})
 
 
 def _has_depth(folder: Path, index: int) -> bool:
@@ -102,7 +103,7 @@ def _has_depth(folder: Path, index: int) -> bool:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=3,
+    version=4,
     reads=("frames", "masks", "trajectory", "scale", "stereo"),
     writes=("surface.ply", "surface.json"),
     seconds_per_frame=0.6,

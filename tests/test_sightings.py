@@ -24,7 +24,7 @@ def cameras():
 def reviewed(cameras) -> Mesh:
     views = [view_of(sphere_depth(T), T, i) for i, T in enumerate(cameras)]
     times = [100.0 + 0.5 * i for i in range(len(views))]
-    return review(fused(views), views.__getitem__, times, 2.0, silent)
+    return review(fused(views), views.__getitem__, times, 30.0, 2.0, silent)[0]
 
 
 def true_cosines(vertices, cameras) -> np.ndarray:
@@ -71,7 +71,7 @@ def test_what_stands_before_a_vertex_in_one_frame_hides_it():
 def test_a_vertex_that_no_frame_sees_is_said_to_be_seen_at_a_right_angle():
     back = np.array([[0.0, 0.0, 31.0], [1.0, 0.0, 31.0], [0.0, 1.0, 31.0], [0.0, 0.0, 90.0]])
     mesh = Mesh(back, np.array([[0, 1, 2], [0, 2, 3]]))
-    seen = review(mesh, lambda i: view_of(np.full((96, 128), 31.0), np.eye(4)), [2.5], 0.5, silent)
+    seen, _ = review(mesh, lambda i: view_of(np.full((96, 128), 31.0), np.eye(4)), [2.5], 31.0, 0.5, silent)
     assert seen.viewing_angle_rad[3] == pytest.approx(np.pi / 2)
     assert seen.last_seen_s is None or np.all(seen.last_seen_s == 2.5)
 

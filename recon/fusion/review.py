@@ -1,10 +1,14 @@
-"""One more pass over the fused frames, with the finished surface at hand: what each frame saw of it."""
+"""One more pass over the fused frames, with the finished surface at hand: what each frame saw of it, and its colours."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from recon.fusion.coloring import BestViews
+from recon.fusion.exposure import Exposure
 from recon.fusion.sightings import SeenFrom, sight
 from recon.fusion.view import View
 from recon.io.meshes import vertex_normals
@@ -19,20 +23,31 @@ def review(
     mesh: Mesh,
     load: Callable[[int], View],
     timestamps_s: Sequence[float],
+    median_depth: float,
     reach: float,
     watch: Callable[[Iterable[int], int, str], Iterable[int]],
-) -> Mesh:
-    """Return the mesh with `last_seen_s` and `viewing_angle_rad`. One view is in memory at a time.
+) -> tuple[Mesh, Exposure]:
+    """Return the mesh with colours, `last_seen_s` and `viewing_angle_rad`, and the exposure that the colours were freed of.
+
+    One view is in memory at a time.
 
     Args:
         load: from a position (0 to n - 1) to the view that was fused.
         timestamps_s: of each position.
+        median_depth: world units.
         reach: farthest that the surface may lie from a frame's depth to be what it saw, world units: the truncation.
         watch: wraps a loop for progress: (items, total, description).
     """
     num = len(timestamps_s)
     normals = vertex_normals(smooth(mesh, NORMAL_SMOOTHING_STEPS).vertices, mesh.faces)
-    seen = SeenFrom(len(mesh.vertices))
+    seen, best = SeenFrom(len(mesh.vertices)), BestViews(len(mesh.vertices), median_depth)
     for i in watch(range(num), num, "looking back"):
-        seen.add(sight(mesh.vertices, normals, load(i), reach), timestamps_s[i])
-    return replace(mesh, last_seen_s=seen.last_seen_s(mesh.vertices), viewing_angle_rad=seen.viewing_angle_rad())
+        view = load(i)
+        sighting = sight(mesh.vertices, normals, view, reach)
+        seen.add(sighting, timestamps_s[i])
+        best.add(view, sighting)
+    exposure = best.exposure()
+    before = mesh.colors if mesh.colors is not None else np.zeros((len(mesh.vertices), 3), np.uint8)
+    colors = best.colors(mesh.vertices, exposure, before)
+    times, angles = seen.last_seen_s(mesh.vertices), seen.viewing_angle_rad()
+    return replace(mesh, colors=colors, last_seen_s=times, viewing_angle_rad=angles), exposure
