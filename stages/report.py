@@ -101,6 +101,7 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
         },
         "evaluation_gt": evaluation["gt_used"],
         "stereo": _stereo(read_json(inputs["stereo"] / "stereo.json")),
+        "rigidity": read_json(inputs["surface"] / "surface.json")["rigidity"],
         "alignments": evaluation["rungs"],
         "partial": partial_reasons(source, frames),
         "seconds": seconds,
@@ -154,6 +155,7 @@ def _copy(source: Path, target: Path) -> None:
 STAGE = Stage(
     config=Config,
     run=run,
+    version=2,
     reads=(RUN, "frames", "camera", "masks", "depth", "trajectory", "scale", "stereo", "surface", "mesh", "evaluation"),
     writes=("report.json", "report.html", "frames.json", "trajectory.txt", "mesh.ply", "mesh.glb"),
     seconds_per_frame=0.05,

@@ -7,11 +7,12 @@ of a minute or so and starts again when it was killed.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from recon.fusion.fuse import FusionSettings, fuse
+from recon.fusion.fuse import CACHED_VIEWS, FusionSettings, fuse
 from recon.fusion.review import review
 from recon.fusion.selection import select_frames, select_neighbours
 from recon.fusion.sightings import timestamps_of
@@ -87,11 +88,12 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         max_volume_bytes=config.max_volume_mb * 1_000_000,
     )
     views = views_of(chosen)
-    mesh, stats = fuse(views.load, neighbours, median_depth, typical_sigma, unit, fusion, track)
+    load = lru_cache(CACHED_VIEWS)(views.load)
+    mesh, stats = fuse(load, neighbours, median_depth, typical_sigma, unit, fusion, track)
     times = timestamps_of(read_json(inputs["frames"] / "frames.json")["frames"], views.frame_indices)
-    mesh, exposure = review(mesh, views.load, times, median_depth, stats.truncation, track)
+    mesh, exposure = review(mesh, load, times, median_depth, stats.truncation, track)
     write_ply(out / "surface.ply", mesh)
-    numbers = {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in asdict(stats).items()}
+    numbers = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in asdict(stats).items()}
     counts = {"num_vertices": len(mesh.vertices), "num_faces": len(mesh.faces)}
     write_json(out / "surface.json", {"unit": unit, **numbers, **counts, "exposure": exposure.summary()})
 
@@ -103,7 +105,7 @@ def _has_depth(folder: Path, index: int) -> bool:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=4,
+    version=5,
     reads=("frames", "masks", "trajectory", "scale", "stereo"),
     writes=("surface.ply", "surface.json"),
     seconds_per_frame=0.6,

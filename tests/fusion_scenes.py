@@ -35,7 +35,7 @@ def view_of(depth, T, index=0, sigma=0.05, color=128, usable=None) -> View:
     median = float(np.median(depth[depth > 0])) if (depth > 0).any() else 1.0
     weight = pixel_weights(CAMERA, depth, normals, np.full(depth.shape, sigma, np.float32), usable, median, 0.05, 0.12)
     color = np.full((*depth.shape, 3), color, np.uint8) if np.ndim(color) == 0 else color
-    return View(index, CAMERA, T, depth, normals, weight, color, depth > 0)
+    return View(index, CAMERA, T, depth, normals, weight, color, depth > 0, np.full(depth.shape, sigma, np.float32))
 
 
 def sphere_depth(T, radius=10.0, inside=False, center=ORIGIN) -> np.ndarray:

@@ -133,6 +133,8 @@ def test_the_report_keeps_its_contract(finished):
         "trained_on_this_data": True,
         "adapted_on_this_recording": False,
     }
+    assert 0 <= report["rigidity"]["non_rigid_share"] < 0.01 < report["rigidity"]["judged_share"]
+    assert [frame["index"] for frame in report["rigidity"]["frames"]] == [0, 1, 2, 3, 5]
     assert report["evaluation_gt"] == {"depth": True, "trajectory": True, "mesh": True}
     for entry in report["metrics"]:
         promised = {"group", "name", "value", "unit", "alignment", "lower_is_better"}

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float
 
-from recon.fusion.consistency import agreement, log_residual
+from recon.fusion.consistency import log_residual
 from recon.fusion.tsdf import BYTES_PER_BLOCK, TsdfVolume, merge_blocks, touched_blocks
+from recon.fusion.verdict import Rigidity, judge, rigidity_of
 from recon.fusion.view import View
 from recon.types import Mesh, ReconError, Unit
 
 CACHED_VIEWS = 48
+"""How many recent views a loader should keep: each is asked for several times, by its neighbours."""
 CONFIDENCE_TOLERANCE = 0.01
 """Of the median depth: the error that the confidence of the surface asks about."""
 NOISE_SAMPLES = 12
@@ -58,6 +58,7 @@ class FusionStats:
     """Of the known pixels, the share that other views confirm."""
     typical_sigma: float
     """Standard deviation of the logarithm of depth in a pixel of weight 1."""
+    rigidity: Rigidity
     confidence_tolerance: float = CONFIDENCE_TOLERANCE
 
 
@@ -73,7 +74,7 @@ def fuse(
     """Fuse `len(neighbours)` views into a surface.
 
     Args:
-        load: from a position (0 to n - 1) to its view.
+        load: from a position (0 to n - 1) to its view; asked for the same ones several times.
         neighbours: per position, the positions of the views that judge it.
         typical_sigma: standard deviation of the logarithm of depth in a pixel of weight 1.
         watch: wraps a loop for progress: (items, total, description).
@@ -81,41 +82,32 @@ def fuse(
     Raises ReconError (exit code 1) when no surface comes out, naming the lengths involved.
     """
     num = len(neighbours)
-    load = lru_cache(CACHED_VIEWS)(load)
     noise = _measure_noise(load, neighbours)
     tolerance = float(np.clip(2 * noise, *TOLERANCE_RANGE))
-    agreements = []
-    known = kept = 0
-    for i in watch(range(num), num, "comparing views"):
-        view = load(i)
-        agreed = _agreement(view, [load(int(j)) for j in neighbours[i]], tolerance)
-        agreed[agreed < settings.min_agreement] = 0
-        known += int(view.valid.sum())
-        kept += int((view.valid & (agreed > 0)).sum())
-        agreements.append(np.rint(agreed * 255).astype(np.uint8))
+    verdicts = [
+        judge(load(i), [load(int(j)) for j in neighbours[i]], tolerance, noise, settings.min_agreement)
+        for i in watch(range(num), num, "comparing views")
+    ]
+    known, kept = sum(v.known for v in verdicts), sum(v.kept for v in verdicts)
 
-    def judged(i: int) -> View:
+    def weighed(i: int) -> View:
         view = load(i)
-        return replace(view, weight=view.weight * (agreements[i].astype(np.float32) / 255))
+        return replace(view, weight=view.weight * (verdicts[i].weight.astype(np.float32) / 255))
 
     origin = np.median([load(i).T_world_camera[:3, 3] for i in range(num)], axis=0)
-    voxel, truncation, blocks = _size_volume(judged, num, median_depth, noise, origin, settings)
-    stats = FusionStats(num, median_depth, noise, tolerance, voxel, truncation, len(blocks), kept / max(known, 1), typical_sigma)
+    voxel, truncation, blocks = _size_volume(weighed, num, median_depth, noise, origin, settings)
+    stats = FusionStats(
+        num, median_depth, noise, tolerance, voxel, truncation, len(blocks), kept / max(known, 1), typical_sigma, rigidity_of(verdicts)
+    )
     if len(blocks) == 0:
         raise _empty(stats, known, kept)
     volume = TsdfVolume(blocks, voxel, truncation, origin, typical_sigma * median_depth, CONFIDENCE_TOLERANCE * median_depth)
     for i in watch(range(num), num, "fusing depth"):
-        volume.integrate(judged(i))
+        volume.integrate(weighed(i))
     mesh = volume.extract(unit)
     if len(mesh.faces) == 0:
         raise _empty(stats, known, kept)
     return mesh, stats
-
-
-def _agreement(view: View, others: list[View], tolerance: float) -> Float[np.ndarray, "h w"]:
-    if not others:
-        return np.ones(view.depth.shape, np.float32)
-    return agreement(np.stack([log_residual(view, other, tolerance) for other in others]), tolerance)
 
 
 def _measure_noise(load: Callable[[int], View], neighbours: list[np.ndarray]) -> float:

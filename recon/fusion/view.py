@@ -32,6 +32,8 @@ class View:
     color: UInt8[np.ndarray, "h w 3"]
     matched: Bool[np.ndarray, "h w"]
     """Where the depth comes from matching views, not from a network."""
+    sigma: Float[np.ndarray, "h w"] | None = None
+    """Standard deviation of the logarithm of depth, as whoever made the depth says; None where nobody does."""
 
     @property
     def valid(self) -> Bool[np.ndarray, "h w"]:

@@ -93,7 +93,8 @@ class ViewSource:
         smooth = edge_mask(depth, depth > 0, self.settings.max_jump)
         normals = normals_from_depth(depth, rays(self.pinhole)).astype(np.float32)
         weight = pixel_weights(self.pinhole, depth, normals, sigma, known & smooth, median_depth, median_sigma, self.settings.min_cosine)
-        return View(index, self.pinhole, self.poses[position], depth, normals, weight, color, self._matched(index) & (depth > 0))
+        matched = self._matched(index) & (depth > 0)
+        return View(index, self.pinhole, self.poses[position], depth, normals, weight, color, matched, sigma)
 
     def _matched(self, index: int) -> np.ndarray:
         """Where matching gave the depth; nowhere when nothing was matched."""

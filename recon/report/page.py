@@ -33,6 +33,8 @@ MAIN_METRICS = {
     *("chamfer_l1", "f_1mm", "f_2mm", "f_5mm", "hd95", "normal_consistency", "signed_bias", "scale_error", "chamfer_penalised", "tae"),
 }
 """Shown at once; the others are one click away."""
+MIN_MOVING_SHARE = 0.02
+"""Of a frame, that is worth naming it: less is noise of the depth."""
 WORST_FIRST = ("lost", "rejected", "posed", "keyframe")
 
 
@@ -79,11 +81,19 @@ def render_page(title: str, report: dict[str, Any], frames: list[dict[str, Any]]
         reasons=grouped_reasons(frames),
         metric_groups=grouped_metrics(report["metrics"]),
         rungs=report["alignments"],
+        moving_frames=moving_frames(report["rigidity"]["frames"]),
         alignment_names=ALIGNMENT_NAMES,
         headline=headline(report),
         notes=notes,
         pictures=pictures,
     )
+
+
+def moving_frames(frames: list[dict[str, Any]], num: int = 3) -> list[str]:
+    """Return the frames of which most moved, with the share; none where a frame holds less than `MIN_MOVING_SHARE` of it."""
+    moving = [frame for frame in frames if (frame["non_rigid_share"] or 0.0) >= MIN_MOVING_SHARE]
+    worst = sorted(moving, key=lambda frame: -frame["non_rigid_share"])[:num]
+    return [f"{frame['index']} ({frame['non_rigid_share']:.0%})" for frame in worst]
 
 
 def number(value: float) -> str:
