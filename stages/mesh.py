@@ -1,13 +1,16 @@
-"""Mesh: clean the fused surface and write it for work (PLY) and for showing (GLB)."""
+"""Mesh: clean the fused surface, write it for work (PLY) and for showing (GLB), and estimate what it misses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from recon.io.atomic import read_json, write_json
 from recon.io.meshes import read_mesh, write_glb, write_ply
 from recon.mesh.clean import CleanSettings, clean
+from recon.mesh.holes import coverage_summary, estimate_coverage
 from recon.pipeline import Stage
 from recon.types import bounded
 
@@ -41,14 +44,17 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     write_glb(out / "mesh.glb", mesh)
     counts = {"num_vertices": len(mesh.vertices), "num_faces": len(mesh.faces)}
     kept = round(len(mesh.faces) / len(surface.faces), 4)
-    write_json(out / "mesh.json", {"unit": mesh.unit, **counts, "kept_share": kept})
+    posed = [f for f in read_json(inputs["scale"] / "trajectory.json")["frames"] if f["T_world_camera"] is not None]
+    centers = np.array([f["T_world_camera"] for f in posed], dtype=np.float64)[:, :3, 3]
+    coverage = coverage_summary(estimate_coverage(mesh), mesh.unit, [f["index"] for f in posed], centers)
+    write_json(out / "mesh.json", {"unit": mesh.unit, **counts, "kept_share": kept, "coverage": coverage})
 
 
 STAGE = Stage(
     config=Config,
     run=run,
-    version=2,
-    reads=("surface",),
+    version=3,
+    reads=("scale", "surface"),
     writes=("mesh.ply", "mesh.glb", "mesh.json"),
     seconds_per_frame=0.05,
     bytes_per_frame=200_000,

@@ -101,6 +101,7 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
         },
         "evaluation_gt": evaluation["gt_used"],
         "stereo": _stereo(read_json(inputs["stereo"] / "stereo.json")),
+        "coverage": read_json(inputs["mesh"] / "mesh.json")["coverage"],
         "rigidity": read_json(inputs["surface"] / "surface.json")["rigidity"],
         "alignments": evaluation["rungs"],
         "partial": partial_reasons(source, frames),

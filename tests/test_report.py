@@ -117,6 +117,14 @@ def page() -> str:
             {"alignment": "sim3_trajectory", "scale": 31.2, "rotation_deg": 4.5, "translation": 7.25, "unit": "mm", "condition": None}
         ],
         "evaluation_gt": {"depth": False, "trajectory": True, "mesh": True},
+        "coverage": {
+            "area_unit": "mm^2",
+            "observed_area": 5000.0,
+            "missed_area_estimate": 250.0,
+            "coverage_estimate": 0.95238,
+            "num_holes": 1,
+            "largest_holes": [{"area": 250.0, "center": [1.0, -2.0, 30.0], "nearest_frame": 17}],
+        },
         "rigidity": {"judged_share": 0.9, "non_rigid_share": 0.123, "frames": [{"index": 7, "non_rigid_share": 0.31}]},
         "partial": [NASTY],
         "pieces": [{"trajectory": "trajectory_2.txt", "num_frames": 7, "first": 40, "last": 46}],
@@ -160,6 +168,7 @@ def test_the_page_says_what_a_reader_must_know(page):
         and "frames 40 to 46" in page
         and "before frame 40" in page
     )
+    assert "95.2 %</b> is there" in page and "250.0 mm²" in page and "<td>17</td>" in page
     assert "12.3 %</b> of the view did not obey rigidity" in page and "7 (31%)" in page
 
 

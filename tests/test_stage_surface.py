@@ -133,6 +133,12 @@ def test_the_report_keeps_its_contract(finished):
         "trained_on_this_data": True,
         "adapted_on_this_recording": False,
     }
+    coverage = report["coverage"]
+    assert coverage["area_unit"] == ("mm^2" if report["unit"] == "mm" else "unitless")
+    missed, seen = coverage["missed_area_estimate"], coverage["observed_area"]
+    assert 0 <= missed < seen and coverage["coverage_estimate"] == pytest.approx(seen / (seen + missed), abs=1e-4)
+    assert sum(hole["area"] for hole in coverage["largest_holes"]) <= missed * (1 + 1e-3)
+    assert {hole["nearest_frame"] for hole in coverage["largest_holes"]} <= {0, 1, 2, 3, 5}
     assert 0 <= report["rigidity"]["non_rigid_share"] < 0.01 < report["rigidity"]["judged_share"]
     assert [frame["index"] for frame in report["rigidity"]["frames"]] == [0, 1, 2, 3, 5]
     assert report["evaluation_gt"] == {"depth": True, "trajectory": True, "mesh": True}
