@@ -103,6 +103,17 @@ def test_texture_stays_sharp_where_poses_are_a_little_off():
     assert sharp > 1.1 * blurred
 
 
+def test_nothing_from_outside_the_lens_is_mixed_in():
+    poses, views = wall_poses(), []
+    for i, T in enumerate(poses):
+        view = wall_view(T, i, lambda x, y: 120 + 0 * x)
+        outside = np.hypot(*np.meshgrid(np.arange(128) - 63.5, np.arange(96) - 47.5)) > 25 + i
+        view.color[outside], view.weight[outside] = 0, 0
+        views.append(view)
+    _, best, _ = colored(views)
+    assert best.colors[middle_of(best)].min() > 110
+
+
 def test_saturated_and_dark_frames_lend_no_colour():
     poses = wall_poses()
     views = [wall_view(T, i, stripes, gain={0: 6.0, 4: 0.05}.get(i, 1.0)) for i, T in enumerate(poses)]

@@ -23,7 +23,7 @@ NUM_BEST = 3
 SHARPNESS_OF_CHOICE = 10.0
 """Views of a vertex are mixed by the ratio of their quality to this power: one 10 % worse than the best counts a third, so that there
 are no hard seams, and one half as good counts nothing, so that nothing blurs."""
-NUM_SAMPLES = 4000
+NUM_SAMPLES = 2000
 """Vertices, spread over the surface, whose colours in all frames decide the exposure."""
 GLARE_LEVEL = 200
 """From here to saturation a pixel loses its say: the tone curve bends there."""
@@ -31,6 +31,7 @@ DARK_LEVEL = 16
 """Of the brightest channel; below, a pixel holds noise."""
 LEAST_VALUE = 2.0
 """Recorded values are raised to this before the logarithm."""
+ROW_LENGTH = 4096
 BRIGHT_QUANTILE = 0.95
 """The surface's bright end stays as bright as it was recorded."""
 MAX_LOG_CORRECTION = np.log(2.0)
@@ -67,9 +68,10 @@ class BestViews:
 
     def add(self, view: View, sighting: Sighting) -> None:
         """Take what one frame recorded of the vertices that it sees."""
-        color = _colors_at(view, sighting.pixel_xy)
+        color = _between_pixels(view.color, sighting.pixel_xy)
         falloff = np.stack([np.log(sighting.distance / self.median_depth), np.log(sighting.cosine), np.log(sighting.axis_cosine)], axis=-1)
-        usable = _usability(color)
+        # Beside unknown pixels lie the black outside of the lens, glare and instruments; nothing of them may be mixed in.
+        usable = _usability(color) * (_between_pixels(255 * view.valid.astype(np.uint8), sighting.pixel_xy) == 255)
         # Pixels of the view that a piece of the surface fills, per area.
         resolution = sighting.cosine * (self.median_depth / sighting.distance) ** 2
         quality = (resolution * usable * _sharpness(view)).astype(np.float32)
@@ -119,16 +121,16 @@ class BestViews:
         return np.clip(np.rint(evened), 0, 255).astype(np.uint8)[nearest_of(vertices, known)]
 
 
-def _colors_at(view: View, pixel_xy: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "n 3"]:
-    """The view's colours between pixels."""
-    if len(pixel_xy) == 0:
-        return np.zeros((0, 3), np.uint8)
-    # cv2.remap takes no picture with a side of more than 32767.
-    columns = 4096
-    padded = np.concatenate([pixel_xy, np.repeat(pixel_xy[-1:], -len(pixel_xy) % columns, axis=0)]).astype(np.float32)
-    grid = padded.reshape(-1, columns, 2)
-    found = cv2.remap(view.color, grid[..., 0], grid[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return found.reshape(-1, 3)[: len(pixel_xy)]
+def _between_pixels(picture: UInt8[np.ndarray, "h w *c"], pixel_xy: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "n *c"]:
+    """The picture's values at fractional pixels, from the four around."""
+    num, channels = len(pixel_xy), picture.shape[2:]
+    if num == 0:
+        return np.zeros((0, *channels), np.uint8)
+    # cv2.remap makes no picture with a side of more than 32767, so a list of points is folded into rows.
+    padded = np.concatenate([pixel_xy, np.repeat(pixel_xy[-1:], -num % ROW_LENGTH, axis=0)]).astype(np.float32)
+    grid = padded.reshape(-1, ROW_LENGTH, 2)
+    found = cv2.remap(picture, grid[..., 0], grid[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return found.reshape(-1, *channels)[:num]
 
 
 def _usability(color: UInt8[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:

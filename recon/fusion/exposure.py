@@ -31,7 +31,7 @@ NOISE_SIGMA = 0.1
 """Of a recorded value, log units: scales the priors against the observations."""
 HUBER = 1.5
 """In robust standard deviations."""
-REWEIGHTINGS = 4
+REWEIGHTINGS = 3
 
 
 @dataclass(frozen=True)
