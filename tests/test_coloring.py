@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fusion_scenes import CAMERA, fused, silent, view_of
@@ -35,6 +37,13 @@ def test_gains_and_falloff_are_found_also_among_highlights(outliers):
     assert np.abs((found.log_gain - found.log_gain.mean(axis=0)) - (gains - gains.mean(axis=0))).max() < 0.03
     assert np.abs(found.falloff - FALLOFF).max() < 0.05
     assert found.disagreement < 0.03 < 0.2 < found.disagreement_before
+
+
+def test_a_term_that_no_lamp_could_cause_is_left_out():
+    observations, gains = observed()
+    odd = replace(observations, log_color=observations.log_color + 1.4 * observations.falloff[:, :1])  # brighter the farther
+    found = solve_exposure(odd, len(gains))
+    assert found.falloff[0] == 0 and np.all(found.falloff[1:] > 0.1)
 
 
 def test_without_overlap_nothing_is_corrected():

@@ -23,6 +23,8 @@ from scipy.sparse.linalg import spsolve
 
 FALLOFF_NAMES = ("distance", "cosine_of_incidence", "cosine_to_axis")
 """Whose logarithms the light is linear in; the distance is over the median depth."""
+FALLOFF_SIGNS = np.array([-1.0, 1.0, 1.0])
+"""No lamp brightens what is far or slanted. A term that comes out the other way round, as where distances hardly differ, is left out."""
 NUM_FALLOFF = len(FALLOFF_NAMES)
 GAIN_SIGMA = 1.0
 FALLOFF_SIGMA = 2.0
@@ -85,14 +87,20 @@ def solve_exposure(observations: Observations, num_frames: int) -> Exposure:
     of_frame = csr_matrix((np.ones(n), (rows, o.frame)), (n, num_frames))
     # Rows run over observations, then colours; all colours share the falloff.
     shared = csr_matrix(np.repeat(o.falloff, 3, axis=0))
-    design = hstack([kron(of_vertex, identity(3)), kron(of_frame, identity(3)), shared], format="csr")
+    albedo_and_gain = hstack([kron(of_vertex, identity(3)), kron(of_frame, identity(3))], format="csr")
     prior = np.concatenate([np.zeros(3 * num_vertices), np.full(3 * num_frames, GAIN_SIGMA), np.full(NUM_FALLOFF, FALLOFF_SIGMA)])
     ridge = diags(np.where(prior > 0, (NOISE_SIGMA / np.maximum(prior, 1e-9)) ** 2, 1e-9))
     target = o.log_color.reshape(-1)
-    weights = np.ones(3 * n)
-    for _ in range(REWEIGHTINGS):
+    weights, is_light, reweighted = np.ones(3 * n), np.ones(NUM_FALLOFF), 0
+    while reweighted < REWEIGHTINGS:
+        design = hstack([albedo_and_gain, shared @ diags(is_light)], format="csr")
         weighted = design.T @ diags(weights)
         solution = spsolve((weighted @ design + ridge).tocsc(), weighted @ target, permc_spec="MMD_AT_PLUS_A")
+        backwards = solution[-NUM_FALLOFF:] * FALLOFF_SIGNS < 0
+        if backwards.any():
+            is_light[backwards] = 0
+            continue
+        reweighted += 1
         residual = np.abs(design @ solution - target)
         scale = max(1.4826 * float(np.median(residual)), 1e-6)
         weights = np.minimum(1.0, HUBER * scale / np.maximum(residual, 1e-12))
