@@ -9,6 +9,7 @@ the loop's area vector (half the sum of p x dp) and n the normal of the surface 
 
 So rims and ends, where the recording began, ended or looked no farther, are not taken for something missed, whatever their
 size. What this cannot see is a wall beside which nothing was seen, such as the side of a tube from its one end to the other.
+In a mesh from voxels a hole is about a voxel wider on each side than what was not seen.
 """
 
 from __future__ import annotations
