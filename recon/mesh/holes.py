@@ -62,7 +62,7 @@ class Coverage:
 
     @property
     def coverage_estimate(self) -> float:
-        """Observed over observed and missed, 0 to 1: at best this, as what nothing surrounds is not counted."""
+        """Observed over observed and missed, 0 to 1; what no surface surrounds is not counted, so walls may be missing besides."""
         return self.observed_area / (self.observed_area + self.missed_area_estimate)
 
 
