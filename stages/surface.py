@@ -53,7 +53,7 @@ class Config:
     min_agreement: float = bounded(0.3, 0.0, 1.0)
     """Pixels of which neighbouring views agree less than this (0 to 1) are unknown."""
     max_volume_mb: int = bounded(500, 1)
-    """Voxels are coarsened until the volume fits into this memory."""
+    """Of the volume at one time: one that needs more is fused region by region."""
 
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:

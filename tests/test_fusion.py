@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from fusion_scenes import CAMERA, fused, look_at, orbit, silent, sphere_depth, tube_depth, view_of
 
+from recon.fusion import fuse as fusion
 from recon.fusion.consistency import agreement, log_residual
 from recon.fusion.fuse import FusionSettings, fuse
+from recon.fusion.regions import split
 from recon.fusion.selection import select_frames, select_neighbours
+from recon.fusion.tsdf import BYTES_PER_BLOCK
 from recon.fusion.view import rays
 from recon.fusion.weights import pixel_weights
 from recon.geometry.surface import edge_mask, normals_from_depth
@@ -186,7 +189,33 @@ def test_fuse_drops_an_outlier_frame_and_reports_the_noise():
     assert stats.noise < 0.01 and stats.num_frames == 40 and 0.9 < stats.kept_share < 1
 
 
-def test_the_volume_coarsens_until_it_fits(sphere_views):
+def test_a_volume_larger_than_memory_gives_the_same_surface(sphere_views):
+    neighbours = [np.zeros(0, np.int64)] * len(sphere_views)
+    settings = FusionSettings(voxels_per_depth=60.0)
+    whole, stats = fuse(sphere_views.__getitem__, neighbours, 30.0, 0.02, "mm", settings, silent)
+    small = replace(settings, max_volume_bytes=stats.num_blocks * BYTES_PER_BLOCK // 4)
+    parts, _ = fuse(sphere_views.__getitem__, neighbours, 30.0, 0.02, "mm", small, silent)
+    for name in ("vertices", "faces", "colors", "confidence", "observations", "matched"):
+        assert np.array_equal(getattr(parts, name), getattr(whole, name)), name
+
+
+def test_regions_share_out_every_block_and_carry_their_surroundings():
+    rng = np.random.default_rng(0)
+    blocks = np.unique(rng.integers(-20, 20, (3000, 3)), axis=0)
+    regions = split(blocks, 600)
+    cores = np.concatenate([region.core for region in regions])
+    assert len(cores) == len(blocks) and np.array_equal(np.unique(cores, axis=0), blocks)
+    known = set(map(tuple, blocks.tolist()))
+    for region in regions:
+        carried = set(map(tuple, region.blocks.tolist()))
+        assert len(carried) <= 600 and carried <= known
+        for x, y, z in region.core.tolist():
+            around = {(x + i, y + j, z + k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)}
+            assert around & known <= carried
+
+
+def test_the_volume_coarsens_when_no_number_of_regions_holds_it(sphere_views, monkeypatch):
+    monkeypatch.setattr(fusion, "MAX_REGIONS", 1)
     neighbours = [np.zeros(0, np.int64)] * len(sphere_views)
     settings = FusionSettings(voxels_per_depth=200.0, max_volume_bytes=3_000_000)
     mesh, stats = fuse(sphere_views.__getitem__, neighbours, 30.0, 0.02, "mm", settings, silent)

@@ -62,7 +62,7 @@ def earlier_stages(run: Path, unit: str) -> dict[str, Path]:
     write_json(inputs["depth"] / "depth.json", {"model": "student", "trained_on": ["phantom"], "adapted": False})
     write_mask(inputs["masks"] / "scope.png", np.ones((sequence.camera.height_px, sequence.camera.width_px), bool))
     write_json(inputs["masks"] / "gate.json", {"cuts": [], "frames": gate})
-    write_json(inputs["scale"] / "trajectory.json", {"frames": poses})
+    write_json(inputs["scale"] / "trajectory.json", {"frames": poses, "mapping": {"extent": 1.0}, "pieces": []})
     write_json(inputs["scale"] / "scale.json", {"source": "given" if unit == "mm" else "none", "value": 1.0, "sigma": None, "unit": unit})
     write_json(inputs["source"] / "source.json", {"path": SPEC, "dataset": None, "camera_file": None, "masks_dir": None})
     write_camera(inputs["camera"] / "camera.json", camera, intrinsics="dataset")

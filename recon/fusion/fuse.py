@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recon.fusion.consistency import log_residual
+from recon.fusion.regions import joined, part_of, reach, split
 from recon.fusion.tsdf import BYTES_PER_BLOCK, TsdfVolume, merge_blocks, touched_blocks
 from recon.fusion.verdict import Rigidity, judge, rigidity_of
 from recon.fusion.view import View
@@ -21,6 +22,8 @@ CACHED_VIEWS = 48
 """How many recent views a loader should keep: each is asked for several times, by its neighbours."""
 CONFIDENCE_TOLERANCE = 0.01
 """Of the median depth: the error that the confidence of the surface asks about."""
+MAX_REGIONS = 64
+"""Voxels are coarsened until so many regions hold the volume."""
 NOISE_SAMPLES = 12
 """Views, spread over the recording, from which the noise of the depth is measured."""
 TOLERANCE_RANGE = (0.01, 0.08)
@@ -39,7 +42,7 @@ class FusionSettings:
     min_agreement: float = 0.3
     """A pixel of which the voting views agree less than this is unknown."""
     max_volume_bytes: int = 500_000_000
-    """Voxels are coarsened until the volume fits."""
+    """A volume that needs more is fused region by region."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,15 @@ def fuse(
     )
     if len(blocks) == 0:
         raise _empty(stats, known, kept)
-    volume = TsdfVolume(blocks, voxel, truncation, origin, typical_sigma * median_depth, CONFIDENCE_TOLERANCE * median_depth)
-    for i in watch(range(num), num, "fusing depth"):
-        volume.integrate(weighed(i))
-    mesh = volume.extract(unit)
+    reaches = [reach(load(i)) for i in range(num)]
+    parts = []
+    for region in split(blocks, settings.max_volume_bytes // BYTES_PER_BLOCK):
+        volume = TsdfVolume(region.blocks, voxel, truncation, origin, typical_sigma * median_depth, CONFIDENCE_TOLERANCE * median_depth)
+        seeing = [i for i in range(num) if region.is_within(*reaches[i], origin, voxel, truncation)]
+        for i in watch(seeing, len(seeing), "fusing depth"):
+            volume.integrate(weighed(i))
+        parts.append((region, volume.extract(unit)))
+    mesh = parts[0][1] if len(parts) == 1 else joined([part_of(part, region, origin, voxel) for region, part in parts])
     if len(mesh.faces) == 0:
         raise _empty(stats, known, kept)
     return mesh, stats
@@ -131,7 +139,7 @@ def _size_volume(
         blocks = np.zeros((0, 3), np.int64)
         for i in range(num):
             blocks = merge_blocks(blocks, touched_blocks(judged(i), voxel, truncation, origin))
-            if len(blocks) * BYTES_PER_BLOCK > settings.max_volume_bytes:
+            if len(blocks) * BYTES_PER_BLOCK > MAX_REGIONS * settings.max_volume_bytes:
                 break
         else:
             return voxel, truncation, blocks

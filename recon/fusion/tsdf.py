@@ -100,7 +100,7 @@ class TsdfVolume:
         variance = self.typical_error**2 / np.maximum(surface_weight, TINY_WEIGHT) + SHARED_ERROR * scatter
         within = erf(self.tolerance / np.sqrt(2 * variance))
         presence = surface_weight / np.maximum(weight, TINY_WEIGHT)
-        order, faces = _canonical_order(vertices, raw.triangle.indices.numpy())
+        order, faces = canonical_order(vertices, raw.triangle.indices.numpy())
         return Mesh(
             vertices=vertices[order].astype(np.float64) + self.origin,
             faces=faces,
@@ -184,18 +184,19 @@ def touched_blocks(
     surface = points @ view.T_world_camera[:3, :3].T + view.T_world_camera[:3, 3] - origin
     offsets = np.arange(-truncation, truncation + 0.5 * edge, 0.5 * edge)
     normals = view.normals[::stride_px, ::stride_px][v, u] @ view.T_world_camera[:3, :3].T
-    keys = [_pack(np.floor((surface + offset * normals) / edge).astype(np.int64)) for offset in offsets]
+    keys = [pack_blocks(np.floor((surface + offset * normals) / edge).astype(np.int64)) for offset in offsets]
     return _unpack(np.unique(np.concatenate(keys)))
 
 
 def merge_blocks(first: Int[np.ndarray, "a 3"], second: Int[np.ndarray, "b 3"]) -> Int[np.ndarray, "c 3"]:
     """Return the sorted union of two sets of block coordinates."""
-    return _unpack(np.union1d(_pack(first), _pack(second)))
+    return _unpack(np.union1d(pack_blocks(first), pack_blocks(second)))
 
 
-def _pack(blocks: np.ndarray) -> np.ndarray:
+def pack_blocks(blocks: Int[np.ndarray, "*n 3"]) -> Int[np.ndarray, " *n"]:
+    """One integer per block coordinate, in the order of the coordinates."""
     shifted = blocks + (1 << 20)
-    return (shifted[:, 0] << 42) | (shifted[:, 1] << 21) | shifted[:, 2]
+    return (shifted[..., 0] << 42) | (shifted[..., 1] << 21) | shifted[..., 2]
 
 
 def _unpack(keys: np.ndarray) -> np.ndarray:
@@ -227,7 +228,7 @@ def _running_mean(means: np.ndarray, weights: np.ndarray, flat: np.ndarray, valu
     means[flat] = old + share * (values - old)
 
 
-def _canonical_order(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def canonical_order(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the vertex order by position and the faces in it, sorted: marching cubes runs in hash and thread order."""
     order = np.lexsort(vertices.T[::-1])
     rank = np.empty(len(order), np.int64)
