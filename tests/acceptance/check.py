@@ -19,10 +19,12 @@ from pathlib import Path
 
 import network as acceptance_network
 import numpy as np
+import reliability as acceptance_reliability
 
 from recon.data.phantom import DEMO_SPEC, open_phantom
 from recon.io.meshes import read_mesh
 from recon.models import load_depth_model
+from recon.types import ReconError
 from stages import PIPELINE
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +90,8 @@ def demo(folder: Path) -> dict[str, float]:
     phantom = open_phantom(DEMO_SPEC)
     truths = [phantom.depth_gt(index) for index in range(0, len(phantom.frames), 6)]
     median_depth = float(np.median(np.concatenate([truth.depth[truth.valid] for truth in truths])))
-    return {"surface_error_percent": 100 * error / median_depth, "seconds": ended.seconds, **second_run(*words)}
+    figures = {"surface_error_percent": 100 * error / median_depth, "seconds": ended.seconds}
+    return {**figures, **confidence(folder), **second_run(*words)}
 
 
 def nasal(folder: Path, sequence: str = "seq_a") -> dict[str, float]:
@@ -118,7 +121,12 @@ def colon(folder: Path) -> dict[str, float]:
     recon(*words)
     recon("export", folder / "run", "--what", "depth", "--to", folder / "depth", allowed=(0,))
     figures = score("score_c3vd.py", folder / "run", source, "--depth", folder / "depth")
-    return {**figures, **truth_used(figures), **disagreement(folder, source, figures), **second_run(*words)}
+    return {**figures, **truth_used(figures), **disagreement(folder, source, figures), **confidence(folder), **second_run(*words)}
+
+
+def confidence(folder: Path) -> dict[str, float]:
+    """Whether the confidence of a run's mesh rises with the truth, and how far it is from it."""
+    return acceptance_reliability.figures(acceptance_reliability.of_run(folder / "run"))
 
 
 def adapted(folder: Path) -> dict[str, float]:
@@ -238,7 +246,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 figures = GROUPS[group](Path(folder))
-            except (CheckFailed, OSError) as error:
+            except (CheckFailed, OSError, ReconError) as error:
                 print(f"{group}: {error}", file=sys.stderr)
                 figures = {}
         verdicts += judge(group, figures, limits[group])
