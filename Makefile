@@ -2,7 +2,7 @@
 # make demo      the same, then a phantom through the whole pipeline
 # make test      the same plus the development extras, then the tests (test-slow: all of them)
 # make check     the acceptance commands against their limits
-# make bench     how fast surfaces and depth maps are scored, and how fast networks run
+# make bench     how fast surfaces and depth maps are scored, how fast networks run, and the pipeline beside structure from motion
 # make lint      ruff
 
 PYTHON ?= python3
@@ -28,6 +28,7 @@ check: $(VENV)/.developing
 bench: $(VENV)/.developing
 	$(VENV)/bin/python tests/bench/bench_eval.py
 	$(VENV)/bin/python tests/bench/bench_networks.py
+	$(VENV)/bin/python tests/bench/bench_pipeline.py
 
 lint: $(VENV)/.developing
 	$(VENV)/bin/ruff check .
