@@ -15,11 +15,14 @@ from recon.io.atomic import read_json, write_json
 from recon.io.cameras import read_camera
 from recon.io.depth import read_depth, write_depth
 from recon.io.trajectory import read_tum, write_tum
+from recon.models import model_info
 from recon.pipeline import Stage, file_checksum, track, unkeyed
 from recon.tracking.scale_field import FrameRatios, ScaleModel, fit_scale_model, sample_nearest, sample_ratios
-from recon.tracking.scale_sources import scale_from_poses
-from recon.types import Camera, Scale, Trajectory, Unit, bounded
+from recon.tracking.scale_sources import MeasuredScale, scale_from_metric_depth, scale_from_poses
+from recon.types import Camera, ReconError, Scale, Trajectory, Unit, bounded
 
+SOURCES = ("factor_mm", "poses_mm", "metric_network")
+"""Fields of the config that say where the unit comes from; at most one of them is given."""
 MAX_POINT_ERROR_PX = 2.0
 """Sparse points that reproject worse than this give no ratio."""
 MIN_CALIBRATION_POINTS = 20
@@ -39,20 +42,23 @@ class Config:
     poses_mm: Path | None = unkeyed(None)  # noqa: RUF009
     """TUM file of where another device (robot kinematics, an electromagnetic tracker) says that the camera was, in millimetres, with
     the recording's times or with frame numbers for times: the unit is measured from it."""
+    metric_network: bool = False
+    """Believe the metres of a depth network that claims to know them (`metric` in `recon models`), as far as its own sigma goes."""
     window_frames: float = bounded(5.0, 0.1)
     """Standard deviation of the smoothing of factors over time."""
     field: bool = True
     """Allow the factor to vary smoothly over the image."""
 
     def __post_init__(self) -> None:
-        if self.factor_mm and self.poses_mm is not None:
-            raise ValueError("factor_mm and poses_mm both say what the unit is: give one of them")
+        given = [name for name in SOURCES if getattr(self, name) not in (None, False, 0.0)]
+        if len(given) > 1:
+            both = "both" if len(given) == 2 else "all"
+            raise ValueError(f"{' and '.join(given)} {both} say what the unit is: give one of them")
 
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write scaled `depth/`, `sigma/`, `scale.json`, `trajectory.txt` and `trajectory.json` in the final unit."""
     trajectory = read_json(inputs["trajectory"] / "trajectory.json")
-    scale, measured = _scale(inputs, trajectory, config)
     camera = read_camera(inputs["trajectory"] / "camera.json")
     posed = {f["index"]: f for f in trajectory["frames"] if f["T_world_camera"] is not None}
     lenses = read_camera(inputs["camera"] / "camera.json"), camera
@@ -67,6 +73,9 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     guesses = {index: float(np.log(frame["depth_factor"])) for index, frame in posed.items()}
     model = fit_scale_model(list(posed), ratios, guesses, config.window_frames, use_fields=config.field)
     calibration = sigma_calibration(model, ratios, sigmas)
+    unscaled = _Unscaled(inputs, trajectory, camera, model, calibration, predicted_depth, predicted_sigma)
+    measured = _measured(unscaled, ratios, guesses, config)
+    scale = given_scale(config) if measured is None else measured.scale
     lost = [f["index"] for f in trajectory["frames"] if f["status"] == "lost"]
     model_of_all = with_typical_levels(model, lost)
     written = [*posed, *lost]
@@ -77,16 +86,48 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
             write_depth(out / "depth" / name, depth * scale.value)
             write_depth(out / "sigma" / name, sigma)
     _write_trajectory(inputs, out, trajectory, scale)
-    write_json(out / "scale.json", description(scale, model, ratios, guesses, calibration) | measured)
+    write_json(out / "scale.json", description(scale, model, ratios, guesses, calibration) | (measured.described() if measured else {}))
 
 
-def _scale(inputs: dict[str, Path], trajectory: dict, config: Config) -> tuple[Scale, dict[str, Any]]:
-    """The scale, and what else its source says."""
-    if config.poses_mm is None:
-        return given_scale(config), {}
-    found = scale_from_poses(_posed(inputs, trajectory["frames"], "unitless"), read_tum(config.poses_mm, "mm"))
-    windows = [window._asdict() for window in found.windows]
-    return found.scale, {"along_path": windows, "residual_mm": found.residual_mm}
+@dataclass(frozen=True)
+class _Unscaled:
+    """What the run knows before its unit is known, lengths in world units."""
+
+    inputs: dict[str, Path]
+    trajectory: dict[str, Any]
+    camera: Camera
+    model: ScaleModel
+    calibration: float
+    predicted_depth: Callable[[int], np.ndarray]
+    predicted_sigma: Callable[[int], np.ndarray]
+
+    def depth(self, index: int) -> np.ndarray:
+        """z-depth (h, w) of a posed frame on the depth map's own grid."""
+        return scaled(self.model, index, self.predicted_depth(index), self.predicted_sigma(index), self.calibration)[0]
+
+
+def _measured(unscaled: _Unscaled, ratios: dict[int, FrameRatios], guesses: dict[int, float], config: Config) -> MeasuredScale | None:
+    """The scale that a source measures; None where it is given or unknown."""
+    if config.poses_mm is not None:
+        path = _posed(unscaled.inputs, unscaled.trajectory["frames"], "unitless")
+        return scale_from_poses(path, read_tum(config.poses_mm, "mm"))
+    if config.metric_network:
+        return _from_metric_network(unscaled, ratios, guesses)
+    return None
+
+
+def _from_metric_network(unscaled: _Unscaled, ratios: dict[int, FrameRatios], guesses: dict[int, float]) -> MeasuredScale:
+    """Raises ReconError for a network that claims no metres."""
+    name = read_json(unscaled.inputs["depth"] / "depth.json")["model"]
+    if (output := model_info(name).output) != "metric":
+        raise ReconError(
+            f"scale.metric_network: depth.model {name!r} gives {output} up to a factor; choose one that `recon models` calls metric"
+        )
+    indices = [index for index in guesses if (unscaled.predicted_depth(index) > 0).any()]
+    # Points say it best; where a frame has none, dense alignment found the factor.
+    factors = [float(np.median(ratios[i].log_ratio)) if len(ratios[i].log_ratio) else guesses[i] for i in indices]
+    stated = [float(np.median(sigma[sigma > 0])) for sigma in map(unscaled.predicted_sigma, indices)]
+    return scale_from_metric_depth(np.array(indices, dtype=np.int64), np.array(factors), np.array(stated))
 
 
 def given_scale(config: Config) -> Scale:
@@ -190,7 +231,7 @@ def _checksums(config: Config) -> dict[str, str]:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=2,
+    version=3,
     checksums=_checksums,
     reads=("frames", "camera", "depth", "trajectory"),
     writes=("depth/*.tiff", "sigma/*.tiff", "scale.json", "trajectory.txt", "trajectory.json"),

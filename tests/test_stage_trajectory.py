@@ -239,6 +239,26 @@ def test_given_scale_makes_millimetres(inputs, hybrid, scaled, tmp_path):
     assert np.allclose(theirs[:3, 3], 50.0 * ours[:3, 3]) and np.allclose(theirs[:3, :3], ours[:3, :3])
 
 
+def test_only_a_network_that_claims_metres_gives_them(inputs, hybrid, scaled, tmp_path):
+    config = scale.Config(metric_network=True)
+    with_metres, without = dict(inputs), dict(inputs)
+    for name, chosen in (("depth_anything_v2_metric_s", with_metres), ("student", without)):
+        chosen["depth"] = tmp_path / name
+        chosen["depth"].mkdir()
+        for kind in ("depth", "sigma"):
+            (chosen["depth"] / kind).symlink_to(inputs["depth"] / kind)
+        write_json(chosen["depth"] / "depth.json", {"model": name})
+    with pytest.raises(ReconError, match=r"depth.model 'student' gives distance up to a factor; choose one that"):
+        scale.run(without | {"trajectory": hybrid[0]}, tmp_path, config)
+    scale.run(with_metres | {"trajectory": hybrid[0]}, tmp_path, config)
+    description, plain = (json.loads((folder / "scale.json").read_text()) for folder in (tmp_path, scaled))
+    typical = np.median([1 / frame["factor"] for frame in plain["frames"]])
+    assert (description["source"], description["unit"]) == ("metric_network", "mm")
+    assert description["value"] == pytest.approx(1000 * typical, rel=0.02)
+    assert description["sigma"] == pytest.approx(0.1 * description["value"], rel=0.1)
+    assert {window["index"] for window in description["along_path"]} <= set(range(NUM_FRAMES))
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ReconError, match="'hybrid', 'sfm', 'alignment'"):
         build_config(trajectory.Config, {"method": "orb"}, "[trajectory]")

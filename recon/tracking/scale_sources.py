@@ -1,12 +1,17 @@
-"""Millimetres per world unit, measured: from another device's poses of the same camera (robot kinematics, an electromagnetic tracker)."""
+"""Millimetres per world unit, measured: what all sources say in one form, and two of the sources.
+
+From another device's poses of the same camera (robot kinematics, an electromagnetic tracker), and from the depth of a network that
+claims to know metres. The others have files of their own.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from recon.eval.association import on_frames_of
 from recon.geometry.alignment import umeyama
@@ -18,6 +23,9 @@ MIN_MOVED_MM = 2.0
 NUM_BLOCKS = 10
 """Parts of the path that are left out in turn to see how sure the factor is."""
 NUM_WINDOWS = 5
+MM_PER_M = 1000.0
+MIN_LOG_SIGMA = 0.001
+"""No source is surer of its factor than to one in a thousand."""
 
 
 class WindowScale(NamedTuple):
@@ -34,8 +42,60 @@ class MeasuredScale:
 
     scale: Scale
     windows: tuple[WindowScale, ...]
-    residual_mm: float
-    """Root mean square distance between the two paths after the fit."""
+    residual_mm: float | None = None
+    """Root mean square distance between the two paths after the fit; None where the source is no path."""
+    figures: Mapping[str, float | int] = field(default_factory=dict)
+    """What else the source has to say of how well it fits."""
+
+    def described(self) -> dict[str, object]:
+        """What scale.json holds of it beside the scale itself."""
+        fit = {} if self.residual_mm is None else {"residual_mm": self.residual_mm}
+        return {"along_path": [window._asdict() for window in self.windows]} | fit | dict(self.figures)
+
+
+def scale_of_parts(
+    source: str, indices: Int[np.ndarray, " n"], factors_mm: Float[np.ndarray, " n"], common_log_sigma: float, **figures: float | int
+) -> MeasuredScale:
+    """The median of factors that parts of a recording gave, in the order of the path; `indices` are their frames.
+
+    One sigma joins the block jackknife of the median's log (Kuensch 1989: neighbouring parts err together) with
+    `common_log_sigma`, the error that all parts share and whose size no scatter can tell.
+    """
+    logs = np.log(factors_mm)
+    value = float(np.median(logs))
+    blocks = np.array_split(np.arange(len(logs)), min(NUM_BLOCKS, len(logs)))
+    scatter = jackknife_sigma([float(np.median(np.delete(logs, block))) for block in blocks]) if len(blocks) > 1 else 0.0
+    sigma = float(np.exp(value) * max(np.hypot(scatter, common_log_sigma), MIN_LOG_SIGMA))
+    windows = tuple(
+        WindowScale(int(indices[part[len(part) // 2]]), float(np.exp(np.median(logs[part]))))
+        for part in np.array_split(np.arange(len(logs)), min(NUM_WINDOWS, len(np.unique(indices))))
+    )
+    return MeasuredScale(Scale(source, float(np.exp(value)), sigma), windows, figures={"num_parts": len(logs), **figures})
+
+
+def jackknife_sigma(left_out: Sequence[float]) -> float:
+    """Standard error of a figure from its values with one block after another left out."""
+    values = np.array(left_out)
+    return float(np.sqrt((len(values) - 1) / len(values) * np.sum((values - values.mean()) ** 2)))
+
+
+def scale_from_metric_depth(
+    indices: Int[np.ndarray, " n"], log_factors: Float[np.ndarray, " n"], stated_log_sigmas: Float[np.ndarray, " n"]
+) -> MeasuredScale:
+    """The unit that a network claims whose depth is in metres.
+
+    Args:
+        log_factors: per frame, the log of the run's depth in world units over the network's in metres.
+        stated_log_sigmas: per frame, the median of the network's own sigma of the log-depth. A network that is wrong about
+            metres is wrong alike in all frames, so its own word is not averaged away.
+
+    Raises ReconError where no frame meets the network's depth.
+    """
+    known = np.isfinite(log_factors)
+    if not known.any():
+        raise ReconError("scale from a metric network: no posed frame has depth that meets the camera path; give scale.factor_mm", 1)
+    stated = float(np.median(stated_log_sigmas[known]))
+    return scale_of_parts("metric_network", indices[known], MM_PER_M / np.exp(log_factors[known]), stated, stated_log_sigma=stated)
 
 
 def scale_from_poses(ours: Trajectory, device_mm: Trajectory) -> MeasuredScale:
@@ -57,8 +117,7 @@ def scale_from_poses(ours: Trajectory, device_mm: Trajectory) -> MeasuredScale:
     fit = umeyama(a, b)
     if fit.scale <= 0:
         raise ReconError("the device's path has nothing in common with the camera's: check its clock, and that it holds millimetres", 1)
-    left_out = [_scale_without(a, b, block) for block in np.array_split(np.arange(len(a)), NUM_BLOCKS)]
-    sigma = float(np.sqrt((NUM_BLOCKS - 1) / NUM_BLOCKS * np.sum((np.array(left_out) - np.mean(left_out)) ** 2)))
+    sigma = jackknife_sigma([_scale_without(a, b, block) for block in np.array_split(np.arange(len(a)), NUM_BLOCKS)])
     frames = ours.frame_indices[rows]
     windows = tuple(
         WindowScale(int(frames[part[len(part) // 2]]), factor)
