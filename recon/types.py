@@ -103,6 +103,21 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class SecondView:
+    """What the other lens of a stereo endoscope saw at the time of a frame, decoded when asked for."""
+
+    camera: Camera
+    """Of its own image."""
+    T_second_first_mm: Float[np.ndarray, "4 4"]
+    """Maps points of the frame's camera to this one, mm."""
+    load: Callable[[], UInt8[np.ndarray, "h w 3"]] = field(repr=False)
+
+    def image(self) -> UInt8[np.ndarray, "h w 3"]:
+        """Decode to RGB. Raises FrameError when it cannot be decoded."""
+        return self.load()
+
+
+@dataclass(frozen=True)
 class DepthMap:
     """z-depth of one view on its camera's own pixel grid."""
 
@@ -221,6 +236,8 @@ class FrameSequence:
     """What the data set's authors say about the error of their own truth, as a distance."""
     instrument_mask: Callable[[int], Bool[np.ndarray, "h w"] | None] | None = None
     """From frame index to a mask that is False on instruments."""
+    second_view: Callable[[int], SecondView | None] | None = None
+    """From frame index to the other view of a calibrated stereo pair."""
     incomplete: str | None = None
     """Why the source is known to be cut short, e.g. a truncated video."""
     notes: tuple[str, ...] = ()

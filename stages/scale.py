@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 
+from recon.data import open_source
+from recon.data.folder import image_files
+from recon.data.second_view import CALIBRATION, read_calibration, second_views
 from recon.geometry import se3
+from recon.geometry.cameras import resize
 from recon.geometry.surface import with_lens
 from recon.io.atomic import read_json, write_json
 from recon.io.cameras import read_camera
 from recon.io.depth import read_depth, write_depth
+from recon.io.images import read_image
+from recon.io.masks import read_mask
 from recon.io.trajectory import read_tum, write_tum
 from recon.models import model_info
 from recon.pipeline import Stage, file_checksum, track, unkeyed
 from recon.tracking.scale_field import FrameRatios, ScaleModel, fit_scale_model, sample_nearest, sample_ratios
 from recon.tracking.scale_sources import MeasuredScale, scale_from_metric_depth, scale_from_poses
-from recon.types import Camera, ReconError, Scale, Trajectory, Unit, bounded
+from recon.tracking.scale_stereo import StereoPair, scale_from_stereo
+from recon.types import Camera, FrameError, ReconError, Scale, Trajectory, Unit, bounded
 
-SOURCES = ("factor_mm", "poses_mm", "metric_network")
+log = logging.getLogger(__name__)
+
+SOURCES = ("factor_mm", "poses_mm", "stereo", "metric_network")
 """Fields of the config that say where the unit comes from; at most one of them is given."""
 MAX_POINT_ERROR_PX = 2.0
 """Sparse points that reproject worse than this give no ratio."""
@@ -42,6 +53,10 @@ class Config:
     poses_mm: Path | None = unkeyed(None)  # noqa: RUF009
     """TUM file of where another device (robot kinematics, an electromagnetic tracker) says that the camera was, in millimetres, with
     the recording's times or with frame numbers for times: the unit is measured from it."""
+    stereo: Literal["dataset"] | Path | None = unkeyed(None)  # noqa: RUF009
+    """Second view of a stereo endoscope: "dataset" where the recording's data set has one with its calibration (SERV-CT, SCARED,
+    StereoMIS), else a folder of right pictures named like the frames, with stereo.json: the keys of camera.json for the right lens
+    and T_right_left_mm, four rows of four numbers that map points of the left camera to the right one, mm."""
     metric_network: bool = False
     """Believe the metres of a depth network that claims to know them (`metric` in `recon models`), as far as its own sigma goes."""
     window_frames: float = bounded(5.0, 0.1)
@@ -111,9 +126,42 @@ def _measured(unscaled: _Unscaled, ratios: dict[int, FrameRatios], guesses: dict
     if config.poses_mm is not None:
         path = _posed(unscaled.inputs, unscaled.trajectory["frames"], "unitless")
         return scale_from_poses(path, read_tum(config.poses_mm, "mm"))
+    if config.stereo is not None:
+        pair_of = _stereo_pairs(unscaled, config.stereo)
+        return scale_from_stereo(list(guesses), pair_of)
     if config.metric_network:
         return _from_metric_network(unscaled, ratios, guesses)
     return None
+
+
+def _stereo_pairs(unscaled: _Unscaled, source: str | Path) -> Callable[[int], StereoPair | None]:
+    """From a posed frame to its pair of pictures, the right one as much smaller than recorded as the left one."""
+    inputs, sequence = unscaled.inputs, open_source(unscaled.inputs["source"])
+    second_view = sequence.second_view if source == "dataset" else second_views(Path(source), sequence.frames)
+    if second_view is None:
+        raise ReconError(
+            f"scale.stereo: data set {sequence.dataset!r} has no second view with its calibration here; give a folder that has"
+        )
+    frames = read_json(inputs["frames"] / "frames.json")
+    share = frames["width_px"] / frames["source_width_px"]
+
+    def pair_of(index: int) -> StereoPair | None:
+        view = second_view(index)
+        try:
+            picture = None if view is None else view.image()
+        except FrameError as error:
+            log.warning("scale.stereo: frame %d is left out: %s", index, error)
+            picture = None
+        if view is None or picture is None:
+            return None
+        size = round(view.camera.width_px * share), round(view.camera.height_px * share)
+        right = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        left = read_image(inputs["frames"] / "images" / f"{index:06d}.jpg")
+        mask = read_mask(inputs["masks"] / "masks" / f"{index:06d}.png")
+        lens = resize(view.camera, *size)
+        return StereoPair(left, mask, unscaled.camera, right, lens, view.T_second_first_mm, unscaled.depth(index))
+
+    return pair_of
 
 
 def _from_metric_network(unscaled: _Unscaled, ratios: dict[int, FrameRatios], guesses: dict[int, float]) -> MeasuredScale:
@@ -221,19 +269,31 @@ def _posed(inputs: dict[str, Path], frames: Sequence[dict], unit: Unit) -> Traje
 
 
 def _checksums(config: Config) -> dict[str, str]:
-    """Raises ReconError for a file that is no path of poses, before the first stage starts."""
-    if config.poses_mm is None:
-        return {}
-    read_tum(config.poses_mm, "mm")
-    return {"poses_mm": file_checksum(config.poses_mm)}
+    """Raises ReconError for a file that is no path of poses or no calibration, before the first stage starts."""
+    if config.poses_mm is not None:
+        read_tum(config.poses_mm, "mm")
+        return {"poses_mm": file_checksum(config.poses_mm)}
+    if config.stereo == "dataset":
+        return {"stereo": config.stereo}
+    if config.stereo is not None:
+        read_calibration(config.stereo)
+        files = [config.stereo / CALIBRATION, *image_files(config.stereo)]
+        return {f"stereo/{file.name}": file_checksum(file) for file in files}
+    return {}
+
+
+def _also_reads(config: Config) -> tuple[str, ...]:
+    """The recording itself holds what some sources measure."""
+    return ("source", "masks") if config.stereo is not None else ()
 
 
 STAGE = Stage(
     config=Config,
     run=run,
-    version=3,
+    version=4,
     checksums=_checksums,
     reads=("frames", "camera", "depth", "trajectory"),
+    also_reads=_also_reads,
     writes=("depth/*.tiff", "sigma/*.tiff", "scale.json", "trajectory.txt", "trajectory.json"),
     seconds_per_frame=0.1,
     bytes_per_frame=450_000,

@@ -232,3 +232,15 @@ def test_shared_views_overlap_and_neither_sees_through_the_other(index):
     known = around.min(axis=0) > 0
     assert np.median(np.abs(around.mean(axis=0) - z)[known]) < 0.05
     assert np.mean(around.min(axis=0)[known] - z[known] > 0.5) < 1e-4
+
+
+def test_the_right_view_lies_the_baseline_beside_the_left_one(tmp_path):
+    root = write_servct(tmp_path / "Experiment_1")
+    file = root / "Rectified_calibration" / "001.json"
+    P2 = [30.0, 0, 21.5, -150.0, 0, 31.0, 15.25, 0, 0, 0, 1, 0]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"P2": {"data": P2}}))
+    view = servct.open_servct(root).second_view(0)
+    assert view.camera.params == (30.0, 31.0, 21.5, 15.25) and np.allclose(view.T_second_first_mm[:3, 3], (-5, 0, 0))
+    assert view.image().shape == (view.camera.height_px, view.camera.width_px, 3)
+    (root / "Right_rectified" / "001.png").unlink()
+    assert servct.open_servct(root).second_view(0) is None

@@ -369,3 +369,28 @@ def test_stereomis_calibration_must_fit(tmp_path):
     write_stacked_video(root / "second.mp4", 3)
     with pytest.raises(ReconError, match="holds 2 videos"):
         open_stereomis(root)
+
+
+# --- second views
+
+
+def test_the_right_view_of_a_stereomis_frame_is_the_lower_half_behind_its_own_lens(tmp_path):
+    view = open_stereomis(write_stereomis(tmp_path / "P1", K_right=K_RIGHT)).second_view(2)
+    assert view.camera.params[:4] == (K_RIGHT[0, 0], K_RIGHT[1, 1], K_RIGHT[0, 2], K_RIGHT[1, 2])
+    assert np.allclose(view.T_second_first_mm[:3, 3], T_RIGHT_MM) and np.allclose(view.T_second_first_mm[:3, :3], R_RIGHT)
+    assert view.image().shape == (HEIGHT, WIDTH, 3) and view.image().max() < 40  # the left one is bright
+
+
+def test_the_right_view_of_scared_needs_where_the_lens_is(tmp_path):
+    assert scared.open_scared(write_scared(tmp_path / "a")).second_view is None
+    root = write_scared(tmp_path / "b")
+    matrices = {"M1": K, "D1": np.zeros((1, 5)), "M2": K_RIGHT, "D2": np.zeros((1, 5)), "R": R_RIGHT, "T": T_RIGHT_MM[:, None]}
+    (root / "endoscope_calibration.yaml").write_text(opencv_yaml(matrices))
+    view = scared.open_scared(root).second_view(1)
+    assert view.camera.params[0] == K_RIGHT[0, 0] and np.allclose(view.T_second_first_mm[:3, 3], T_RIGHT_MM)
+    assert view.image().max() < 40
+    (root / "data" / "rgb.mp4").unlink()
+    assert scared.open_scared(root).second_view(0).image().shape == (HEIGHT, WIDTH, 3)
+    (root / "endoscope_calibration.yaml").write_text(opencv_yaml(matrices | {"R": 2 * np.eye(3)}))
+    with pytest.raises(ReconError, match="not a rigid motion"):
+        scared.open_scared(root).second_view(0)

@@ -23,6 +23,14 @@ def instrument_masks(folder: Path, frames: Sequence[Frame]) -> MaskOf:
     """
     if not folder.is_dir():
         raise ReconError(f"{folder} is not a folder of instrument masks")
+    return masks_from_files(files_of_frames(folder, frames))
+
+
+def files_of_frames(folder: Path, frames: Sequence[Frame]) -> dict[int, Path]:
+    """Images of a folder by frame index: named like the frame, like its six-digit index, or, when the counts agree, by order.
+
+    Raises ReconError when none fits.
+    """
     files = image_files(folder)
     by_stem = {file.stem: file for file in files}
     matched = {f.index: by_stem[key] for f in frames for key in (Path(f.name).stem, f"{f.index:06d}") if key in by_stem}
@@ -30,7 +38,7 @@ def instrument_masks(folder: Path, frames: Sequence[Frame]) -> MaskOf:
         matched = dict(enumerate(files))
     if not matched:
         raise ReconError(f"{folder}: none of its {len(files)} images is named like a frame (such as {frames[0].name}) or like 000000.png")
-    return masks_from_files(matched)
+    return matched
 
 
 def masks_from_files(file_of: Mapping[int, Path]) -> MaskOf:

@@ -26,18 +26,18 @@ import tifffile
 from jaxtyping import Float
 
 from recon.data.folder import Stills, frame_number, image_files, still_sequence
-from recon.data.stereo import open_left_view, opencv_camera, read_opencv_matrices
+from recon.data.stereo import open_left_view, opencv_camera, read_opencv_matrices, right_from_left, right_views
 from recon.data.truth import check_rigid, frame_trajectory
 from recon.geometry import se3
 from recon.geometry.depth_surface import depth_surface
 from recon.io.images import MAX_PIXELS, read_image, read_info
 from recon.io.names import natural_key
-from recon.types import Camera, DepthMap, Frame, FrameError, FrameSequence, Mesh, ReconError
+from recon.types import Camera, DepthMap, Frame, FrameError, FrameSequence, Mesh, ReconError, SecondView
 
 MAX_FRAME_DATA_BYTES = 1 << 28
 """Of all frame data of a recording, unpacked: a frame has about 3 kB, so more than this is a damaged or hostile archive."""
 
-_IMAGE, _DEPTH = "Left_Image.png", "left_depth_map.tiff"
+_IMAGE, _RIGHT_IMAGE, _DEPTH = "Left_Image.png", "Right_Image.png", "left_depth_map.tiff"
 _CALIBRATIONS = ("endoscope_calibration.yaml", "camera_calibration.yaml")
 _INTERPOLATED = (
     "only the keyframe is measured: depth and poses of the other frames follow from robot kinematics, with an error that grows "
@@ -131,6 +131,7 @@ def _open_video(path: Path, video: Path) -> FrameSequence:
         unit="mm",
         trajectory_gt=frame_trajectory(recording.frames, range(len(recording.frames)), poses, "mm"),
         depth_gt=partial(_numbered_depth, points, width_px, height_px) if points else None,
+        second_view=None if (right := _right_lens(path, frame_data, width_px, height_px)) is None else right_views(recording, *right),
         incomplete=recording.incomplete,
         notes=(*recording.notes, *lens_notes, *notes, *_warnings(path)),
     )
@@ -154,6 +155,7 @@ def _open_keyframes(path: Path, keyframes: Sequence[Path]) -> FrameSequence:
         unit="mm",
         depth_gt=partial(_numbered_depth, depths, *size),
         frame_mesh_gt=partial(_keyframe_surface, depths, cameras),
+        second_view=partial(_right_still, keyframes, size),
         notes=tuple(dict.fromkeys((*stills.notes, *(note for _, notes in lenses for note in notes), *_warnings(keyframes[0])))),
     )
 
@@ -260,6 +262,37 @@ def _lens(path: Path, frame_data: dict[int, dict[str, Any]], width_px: int, heig
             raise ReconError(f"{file}: expected KL (3x3) and DL in camera-calibration") from error
         return opencv_camera(file, K, distortion, width_px, height_px)
     return None, ()
+
+
+def _right_lens(
+    path: Path, frame_data: dict[int, dict[str, Any]], width_px: int, height_px: int
+) -> tuple[Camera, Float[np.ndarray, "4 4"]] | None:
+    """The right camera and right from left (mm), from the file that gave the left lens; None where that says nothing of it."""
+    file = next((path / name for name in _CALIBRATIONS if (path / name).is_file()), path / "data" / "frame_data")
+    if file.is_file():
+        found: dict[str, Any] = read_opencv_matrices(file)
+        K, D = found.get("M2", found.get("K2")), found.get("D2")
+    else:
+        found = next((value.get("camera-calibration", {}) for _, value in sorted(frame_data.items())), {})
+        K, D = found.get("KR"), found.get("DR")
+    if any(part is None for part in (K, D, found.get("R"), found.get("T"))):
+        return None
+    try:
+        K, D, R, T = (np.array(part, dtype=np.float64) for part in (K, D, found["R"], found["T"]))
+        T_right_left_mm = right_from_left(R.reshape(3, 3), T.reshape(3))
+        camera, _ = opencv_camera(file, K.reshape(3, 3), D.ravel(), width_px, height_px)
+    except (TypeError, ValueError) as error:
+        raise ReconError(f"{file}: expected a 3x3 right camera matrix and R (3x3) and T (3) from left to right ({error})") from error
+    check_rigid(file, T_right_left_mm[None])
+    return camera, T_right_left_mm
+
+
+def _right_still(keyframes: Sequence[Path], size_px: tuple[int, int], index: int) -> SecondView | None:
+    keyframe = keyframes[index]
+    right = _right_lens(keyframe, dict(_frame_data(keyframe)), *size_px)
+    if right is None or not (keyframe / _RIGHT_IMAGE).is_file():
+        return None
+    return SecondView(*right, partial(read_image, keyframe / _RIGHT_IMAGE))
 
 
 def _name(path: Path) -> str:

@@ -21,11 +21,12 @@ from jaxtyping import Bool, Float
 
 from recon.data.depth_files import depth_from_levels
 from recon.data.folder import image_files, still_sequence
+from recon.data.stereo import right_from_left
 from recon.geometry.cameras import project
 from recon.geometry.depth_surface import depth_surface
 from recon.io.atomic import read_json
 from recon.io.images import read_image, read_integers
-from recon.types import Camera, DepthMap, FrameError, FrameSequence, Mesh, ReconError
+from recon.types import Camera, DepthMap, FrameError, FrameSequence, Mesh, ReconError, SecondView
 
 _REFERENCES = ("Ground_truth_CT", "Reference_CT", "Ground_truth_RGB", "Reference_RGB")
 """Spellings of the folder of the reference, in the order of preference: CT before structured light."""
@@ -74,6 +75,7 @@ def open_servct(path: Path) -> FrameSequence:
         depth_gt=partial(_left_depth, pairs, size_px),
         frame_mesh_gt=partial(_surface, pairs, size_px),
         noise_floor_mm=NOISE_FLOOR_MM,
+        second_view=partial(_right_view, pairs, size_px),
         notes=(*stills.notes, *_notes(pairs)),
     )
 
@@ -127,6 +129,20 @@ def _left_camera(pairs: Sequence[_Pair], index: int) -> Camera | None:
     return pairs[index].left
 
 
+def _right_view(pairs: Sequence[_Pair], size_px: tuple[int, int], index: int) -> SecondView | None:
+    pair = pairs[index]
+    image = pair.image.parent.parent / "Right_rectified" / pair.image.name
+    if pair.left is None or not image.is_file():
+        return None
+    P2 = _projection(pair.calibration, "P2")
+    return SecondView(_lens(P2, size_px), right_from_left(np.eye(3), _offset(P2)), partial(read_image, image))
+
+
+def _offset(P2: Float[np.ndarray, "3 4"]) -> Float[np.ndarray, " 3"]:
+    """P2 maps points of the left camera: K (x_left + offset), where the offset is the baseline to the left."""
+    return np.linalg.solve(P2[:, :3], P2[:, 3])
+
+
 def _left_depth(pairs: Sequence[_Pair], size_px: tuple[int, int], index: int) -> DepthMap | None:
     return _read_depth(pairs[index], "L", size_px)
 
@@ -174,8 +190,7 @@ def _right_surface(pair: _Pair, size_px: tuple[int, int]) -> Mesh:
         raise ReconError(f"{pair.reference / 'DepthR' / pair.image.name} is missing: both views cannot be merged; use the left one alone")
     P2 = _projection(pair.calibration, "P2")
     surface = depth_surface(_lens(P2, size_px), depth.depth, depth.valid)
-    # P2 maps points of the left camera: K (x_left + offset), where the offset is the baseline to the left.
-    return replace(surface, vertices=surface.vertices - np.linalg.solve(P2[:, :3], P2[:, 3]))
+    return replace(surface, vertices=surface.vertices - _offset(P2))
 
 
 def _shown(mesh: Mesh, camera: Camera, depth: DepthMap) -> Bool[np.ndarray, " f"]:

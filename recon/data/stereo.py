@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 
 from recon.data.truth import read_lines
 from recon.data.video import Recording, open_recording
-from recon.types import Camera, Frame, ReconError
+from recon.types import Camera, Frame, ReconError, SecondView
 
 MAX_DISTORTION_TERMS = 14
 """OpenCV's order: k1 k2 p1 p2 k3 k4 k5 k6 s1 s2 s3 s4 tau_x tau_y."""
@@ -33,6 +33,22 @@ def open_left_view(path: Path) -> Recording:
     if both.height_px % 2:
         raise ReconError(f"{path} has {both.height_px} rows; expected the left view over the right one, both of the same height")
     return replace(both, frames=_UpperHalves(both.frames, both.height_px // 2), height_px=both.height_px // 2)
+
+
+def right_views(recording: Recording, camera: Camera, T_right_left_mm: Float[np.ndarray, "4 4"]) -> Callable[[int], SecondView | None]:
+    """The lower halves of a recording of `open_left_view`, which were seen at the same times."""
+
+    def view(index: int) -> SecondView:
+        return SecondView(camera, T_right_left_mm, partial(_lower, recording.frames.stacked[index].load, recording.height_px))
+
+    return view
+
+
+def right_from_left(R: Float[np.ndarray, "3 3"], T_mm: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "4 4"]:
+    """OpenCV's x_right = R x_left + T as one matrix."""
+    T = np.eye(4)
+    T[:3, :3], T[:3, 3] = R, T_mm
+    return T
 
 
 def opencv_camera(
@@ -70,21 +86,25 @@ def read_opencv_matrices(path: Path) -> dict[str, Float[np.ndarray, "rows cols"]
 
 class _UpperHalves(Sequence[Frame]):
     def __init__(self, stacked: Sequence[Frame], rows: int) -> None:
-        self._stacked = stacked
+        self.stacked = stacked
         self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._stacked)
+        return len(self.stacked)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        frame = self._stacked[index]
+        frame = self.stacked[index]
         return replace(frame, load=partial(_upper, frame.load, self._rows))
 
 
 def _upper(load: Callable[[], np.ndarray], rows: int) -> UInt8[np.ndarray, "h w 3"]:
     return np.ascontiguousarray(load()[:rows])
+
+
+def _lower(load: Callable[[], np.ndarray], rows: int) -> UInt8[np.ndarray, "h w 3"]:
+    return np.ascontiguousarray(load()[rows:])
 
 
 def _nearest_four_terms(K: np.ndarray, terms: np.ndarray, width_px: int, height_px: int) -> tuple[np.ndarray, float]:

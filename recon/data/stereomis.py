@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 
 from recon.data.folder import frame_number, image_files
 from recon.data.position_quaternion import poses_from_quaternions
-from recon.data.stereo import open_left_view, opencv_camera
+from recon.data.stereo import open_left_view, opencv_camera, right_from_left, right_views
 from recon.data.truth import check_rigid, frame_trajectory, read_lines
 from recon.io.cameras import check_camera_size
 from recon.io.images import read_image
@@ -59,9 +59,11 @@ def open_stereomis(path: Path) -> FrameSequence:
         raise ReconError(f"{path} holds {len(videos)} videos; expected the folder of one StereoMIS recording with one .mp4")
     recording = open_left_view(videos[0])
     calibration = read_calibration(path / _CALIBRATION)
-    camera, notes = opencv_camera(
-        path / _CALIBRATION, _matrix(calibration.K[0]), np.array(calibration.distortion[0]), calibration.width_px, calibration.height_px
+    (camera, notes), (right, _) = (
+        opencv_camera(path / _CALIBRATION, _matrix(K), np.array(distortion), calibration.width_px, calibration.height_px)
+        for K, distortion in zip(calibration.K, calibration.distortion, strict=True)
     )
+    T_right_left_mm = right_from_left(np.array(calibration.R).reshape(3, 3), np.array(calibration.T))
     check_camera_size(camera, recording.width_px, recording.height_px, path / _CALIBRATION, videos[0])
     poses = _poses(path / "groundtruth.txt") if (path / "groundtruth.txt").is_file() else {}
     masks = _mask_files(path / "masks")
@@ -73,6 +75,7 @@ def open_stereomis(path: Path) -> FrameSequence:
         unit="mm",
         trajectory_gt=frame_trajectory(recording.frames, [index - POSE_LAG_FRAMES for index in range(len(recording.frames))], poses, "mm"),
         instrument_mask=partial(_usable, masks, calibration) if masks else None,
+        second_view=right_views(recording, right, T_right_left_mm),
         incomplete=recording.incomplete,
         notes=(*recording.notes, *notes, *_notes(path, bool(poses), len(masks), len(recording.frames))),
     )

@@ -22,6 +22,8 @@ MIN_MOVED_MM = 2.0
 """Spread of the device's positions below which they say nothing about scale: trackers and joints err by about as much."""
 NUM_BLOCKS = 10
 """Parts of the path that are left out in turn to see how sure the factor is."""
+NUM_DRAWS = 400
+"""Of the bootstrap."""
 NUM_WINDOWS = 5
 MM_PER_M = 1000.0
 MIN_LOG_SIGMA = 0.001
@@ -58,19 +60,27 @@ def scale_of_parts(
 ) -> MeasuredScale:
     """The median of factors that parts of a recording gave, in the order of the path; `indices` are their frames.
 
-    One sigma joins the block jackknife of the median's log (Kuensch 1989: neighbouring parts err together) with
-    `common_log_sigma`, the error that all parts share and whose size no scatter can tell.
+    One sigma joins the block bootstrap of the median's log (Kuensch 1989: neighbouring parts err together; a jackknife would be
+    wrong of a median) with `common_log_sigma`, the error that all parts share and whose size no scatter can tell.
     """
     logs = np.log(factors_mm)
     value = float(np.median(logs))
-    blocks = np.array_split(np.arange(len(logs)), min(NUM_BLOCKS, len(logs)))
-    scatter = jackknife_sigma([float(np.median(np.delete(logs, block))) for block in blocks]) if len(blocks) > 1 else 0.0
+    scatter = _median_sigma(logs) if len(logs) > 1 else 0.0
     sigma = float(np.exp(value) * max(np.hypot(scatter, common_log_sigma), MIN_LOG_SIGMA))
     windows = tuple(
         WindowScale(int(indices[part[len(part) // 2]]), float(np.exp(np.median(logs[part]))))
         for part in np.array_split(np.arange(len(logs)), min(NUM_WINDOWS, len(np.unique(indices))))
     )
     return MeasuredScale(Scale(source, float(np.exp(value)), sigma), windows, figures={"num_parts": len(logs), **figures})
+
+
+def _median_sigma(logs: np.ndarray) -> float:
+    """Standard error of the median of parts in the order of the path; few blocks say too little by themselves, hence the factor."""
+    blocks = np.array_split(logs, min(NUM_BLOCKS, len(logs)))
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(blocks), size=(NUM_DRAWS, len(blocks)))
+    medians = [np.median(np.concatenate([blocks[k] for k in draw])) for draw in drawn]
+    return float(np.std(medians) * np.sqrt(len(blocks) / (len(blocks) - 1)))
 
 
 def jackknife_sigma(left_out: Sequence[float]) -> float:
