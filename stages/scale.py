@@ -22,18 +22,22 @@ from recon.io.cameras import read_camera
 from recon.io.depth import read_depth, write_depth
 from recon.io.images import read_image
 from recon.io.masks import read_mask
+from recon.io.meshes import read_mesh
 from recon.io.trajectory import read_tum, write_tum
 from recon.models import model_info
 from recon.pipeline import Stage, file_checksum, track, unkeyed
 from recon.tracking.scale_field import FrameRatios, ScaleModel, fit_scale_model, sample_nearest, sample_ratios
-from recon.tracking.scale_sources import MeasuredScale, scale_from_metric_depth, scale_from_poses
+from recon.tracking.scale_model import ModelView, scale_from_model
+from recon.tracking.scale_sources import MeasuredScale, scale_from_metric_depth, scale_from_poses, spread
 from recon.tracking.scale_stereo import StereoPair, scale_from_stereo
 from recon.types import Camera, FrameError, ReconError, Scale, Trajectory, Unit, bounded
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("factor_mm", "poses_mm", "stereo", "metric_network")
+SOURCES = ("factor_mm", "poses_mm", "stereo", "model_mm", "metric_network")
 """Fields of the config that say where the unit comes from; at most one of them is given."""
+NUM_MODEL_VIEWS, MODEL_WIDTH_PX = 16, 64
+"""Of the frames that are laid onto a model."""
 MAX_POINT_ERROR_PX = 2.0
 """Sparse points that reproject worse than this give no ratio."""
 MIN_CALIBRATION_POINTS = 20
@@ -57,6 +61,9 @@ class Config:
     """Second view of a stereo endoscope: "dataset" where the recording's data set has one with its calibration (SERV-CT, SCARED,
     StereoMIS), else a folder of right pictures named like the frames, with stereo.json: the keys of camera.json for the right lens
     and T_right_left_mm, four rows of four numbers that map points of the left camera to the right one, mm."""
+    model_mm: Path | None = unkeyed(None)  # noqa: RUF009
+    """Mesh of the organ in millimetres (PLY, OBJ, STL, OFF, GLB) from a scan before the procedure, cut to the region that is seen: half of
+    it or more must be. Refused where its shape does not decide the fit, as that of a smooth tube."""
     metric_network: bool = False
     """Believe the metres of a depth network that claims to know them (`metric` in `recon models`), as far as its own sigma goes."""
     window_frames: float = bounded(5.0, 0.1)
@@ -127,8 +134,9 @@ def _measured(unscaled: _Unscaled, ratios: dict[int, FrameRatios], guesses: dict
         path = _posed(unscaled.inputs, unscaled.trajectory["frames"], "unitless")
         return scale_from_poses(path, read_tum(config.poses_mm, "mm"))
     if config.stereo is not None:
-        pair_of = _stereo_pairs(unscaled, config.stereo)
-        return scale_from_stereo(list(guesses), pair_of)
+        return scale_from_stereo(list(guesses), _stereo_pairs(unscaled, config.stereo))
+    if config.model_mm is not None:
+        return scale_from_model(_coarse_views(unscaled, list(guesses)), read_mesh(config.model_mm, "mm"))
     if config.metric_network:
         return _from_metric_network(unscaled, ratios, guesses)
     return None
@@ -162,6 +170,21 @@ def _stereo_pairs(unscaled: _Unscaled, source: str | Path) -> Callable[[int], St
         return StereoPair(left, mask, unscaled.camera, right, lens, view.T_second_first_mm, unscaled.depth(index))
 
     return pair_of
+
+
+def _coarse_views(unscaled: _Unscaled, indices: Sequence[int]) -> list[ModelView]:
+    """Some of the posed frames, spread over the recording, with their depth on tissue as small pictures."""
+    camera, chosen = unscaled.camera, spread(indices, NUM_MODEL_VIEWS)
+    lens = resize(camera, MODEL_WIDTH_PX, round(MODEL_WIDTH_PX * camera.height_px / camera.width_px))
+    poses = {frame["index"]: frame["T_world_camera"] for frame in unscaled.trajectory["frames"]}
+    views = []
+    for index in chosen:
+        tissue = read_mask(unscaled.inputs["masks"] / "tissue" / f"{index:06d}.png")
+        size = lens.width_px, lens.height_px
+        on_tissue = cv2.resize(tissue.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        depth = cv2.resize(unscaled.depth(index), size, interpolation=cv2.INTER_NEAREST) * on_tissue
+        views.append(ModelView(index, lens, np.array(poses[index]), depth))
+    return views
 
 
 def _from_metric_network(unscaled: _Unscaled, ratios: dict[int, FrameRatios], guesses: dict[int, float]) -> MeasuredScale:
@@ -269,7 +292,7 @@ def _posed(inputs: dict[str, Path], frames: Sequence[dict], unit: Unit) -> Traje
 
 
 def _checksums(config: Config) -> dict[str, str]:
-    """Raises ReconError for a file that is no path of poses or no calibration, before the first stage starts."""
+    """Raises ReconError for a file that is no path of poses, no calibration or no mesh, before the first stage starts."""
     if config.poses_mm is not None:
         read_tum(config.poses_mm, "mm")
         return {"poses_mm": file_checksum(config.poses_mm)}
@@ -279,18 +302,23 @@ def _checksums(config: Config) -> dict[str, str]:
         read_calibration(config.stereo)
         files = [config.stereo / CALIBRATION, *image_files(config.stereo)]
         return {f"stereo/{file.name}": file_checksum(file) for file in files}
+    if config.model_mm is not None:
+        read_mesh(config.model_mm, "mm")
+        return {"model_mm": file_checksum(config.model_mm)}
     return {}
 
 
 def _also_reads(config: Config) -> tuple[str, ...]:
     """The recording itself holds what some sources measure."""
-    return ("source", "masks") if config.stereo is not None else ()
+    if config.stereo is not None:
+        return ("source", "masks")
+    return ("masks",) if config.model_mm is not None else ()
 
 
 STAGE = Stage(
     config=Config,
     run=run,
-    version=4,
+    version=5,
     checksums=_checksums,
     reads=("frames", "camera", "depth", "trajectory"),
     also_reads=_also_reads,

@@ -17,7 +17,8 @@ from recon.io.cameras import write_camera
 from recon.io.depth import read_depth, write_depth
 from recon.io.images import write_jpeg
 from recon.io.masks import write_mask
-from recon.types import ReconError
+from recon.io.meshes import write_ply
+from recon.types import Mesh, ReconError
 from stages import scale
 
 CAMERA = heightfield.CAMERA
@@ -87,3 +88,22 @@ def test_right_pictures_in_a_folder_give_millimetres(inputs, tmp_path):
 def test_a_recording_without_a_second_view_says_so(inputs, tmp_path):
     with pytest.raises(ReconError, match="data set 'folder' has no second view with its calibration"):
         result(inputs, tmp_path, stereo="dataset")
+
+
+def test_a_model_of_the_wall_alone_does_not_decide(inputs, tmp_path):
+    """The bumps of a wall are too low to hold it."""
+    x, y = (side.ravel() for side in np.meshgrid(np.linspace(-1.5, 1.5, 40), np.linspace(-1.2, 1.2, 40)))
+    flat = np.stack([x, y, np.full_like(x, 2.0)], axis=1) * MM_PER_UNIT
+    corner = (np.arange(39)[:, None] * 40 + np.arange(39)).ravel()
+    faces = np.concatenate([np.stack([corner, corner + 1, corner + 40], 1), np.stack([corner + 1, corner + 41, corner + 40], 1)])
+    write_ply(tmp_path / "flat.ply", Mesh(flat, faces, unit="mm"))
+    assert scale.STAGE.all_reads(scale.Config(model_mm=tmp_path / "flat.ply"))[-1] == "masks"
+    assert set(scale.STAGE.checksums(scale.Config(model_mm=tmp_path / "flat.ply"))) == {"model_mm"}
+    with pytest.raises(ReconError, match=r"scale\.model_mm: "):
+        result(inputs, tmp_path / "out", model_mm=tmp_path / "flat.ply")
+
+
+def test_a_model_that_is_no_mesh_is_named_before_anything_runs(tmp_path):
+    (tmp_path / "organ.stl").write_text("not a mesh")
+    with pytest.raises(ReconError, match=r"organ\.stl"):
+        scale.STAGE.checksums(scale.Config(model_mm=tmp_path / "organ.stl"))

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from recon.geometry import se3
 from recon.geometry.cameras import project, unproject
 from recon.tracking.scale_field import sample_nearest
-from recon.tracking.scale_sources import MeasuredScale, scale_of_parts
+from recon.tracking.scale_sources import MeasuredScale, scale_of_parts, spread
 from recon.types import Camera, ReconError
 
 MAX_PAIRS = 24
@@ -77,7 +77,7 @@ def scale_from_stereo(indices: Sequence[int], pair_of: Callable[[int], StereoPai
 
     Raises ReconError when there is no second view, no believable baseline or too little that both pictures show.
     """
-    chosen = [indices[k] for k in np.unique(np.linspace(0, len(indices) - 1, min(MAX_PAIRS, len(indices))).round().astype(int))]
+    chosen = spread(indices, MAX_PAIRS)
     frames, factors, across, parallax = [], [], [], []
     num_pairs = num_matches = 0
     for index in chosen:
