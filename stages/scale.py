@@ -27,6 +27,7 @@ from recon.io.trajectory import read_tum, write_tum
 from recon.models import model_info
 from recon.pipeline import Stage, file_checksum, track, unkeyed
 from recon.tracking.scale_field import FrameRatios, ScaleModel, fit_scale_model, sample_nearest, sample_ratios
+from recon.tracking.scale_instrument import InstrumentView, scale_from_instrument
 from recon.tracking.scale_model import ModelView, scale_from_model
 from recon.tracking.scale_sources import MeasuredScale, scale_from_metric_depth, scale_from_poses, spread
 from recon.tracking.scale_stereo import StereoPair, scale_from_stereo
@@ -34,7 +35,7 @@ from recon.types import Camera, FrameError, ReconError, Scale, Trajectory, Unit,
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("factor_mm", "poses_mm", "stereo", "model_mm", "metric_network")
+SOURCES = ("factor_mm", "poses_mm", "stereo", "instrument_width_mm", "model_mm", "metric_network")
 """Fields of the config that say where the unit comes from; at most one of them is given."""
 NUM_MODEL_VIEWS, MODEL_WIDTH_PX = 16, 64
 """Of the frames that are laid onto a model."""
@@ -61,6 +62,9 @@ class Config:
     """Second view of a stereo endoscope: "dataset" where the recording's data set has one with its calibration (SERV-CT, SCARED,
     StereoMIS), else a folder of right pictures named like the frames, with stereo.json: the keys of camera.json for the right lens
     and T_right_left_mm, four rows of four numbers that map points of the left camera to the right one, mm."""
+    instrument_width_mm: float = bounded(0.0, 0.0, 30.0)
+    """Diameter of the shaft of an instrument that touches tissue now and then; needs instrument masks (--masks, or a data set's own). The
+    roughest of all sources, to 10 % at best; 0 where unknown."""
     model_mm: Path | None = unkeyed(None)  # noqa: RUF009
     """Mesh of the organ in millimetres (PLY, OBJ, STL, OFF, GLB) from a scan before the procedure, cut to the region that is seen: half of
     it or more must be. Refused where its shape does not decide the fit, as that of a smooth tube."""
@@ -135,6 +139,8 @@ def _measured(unscaled: _Unscaled, ratios: dict[int, FrameRatios], guesses: dict
         return scale_from_poses(path, read_tum(config.poses_mm, "mm"))
     if config.stereo is not None:
         return scale_from_stereo(list(guesses), _stereo_pairs(unscaled, config.stereo))
+    if config.instrument_width_mm:
+        return scale_from_instrument(list(guesses), _instrument_views(unscaled), config.instrument_width_mm)
     if config.model_mm is not None:
         return scale_from_model(_coarse_views(unscaled, list(guesses)), read_mesh(config.model_mm, "mm"))
     if config.metric_network:
@@ -170,6 +176,28 @@ def _stereo_pairs(unscaled: _Unscaled, source: str | Path) -> Callable[[int], St
         return StereoPair(left, mask, unscaled.camera, right, lens, view.T_second_first_mm, unscaled.depth(index))
 
     return pair_of
+
+
+def _instrument_views(unscaled: _Unscaled) -> Callable[[int], InstrumentView | None]:
+    """From a posed frame to the instruments in it, at the size of its depth map. What white means is what the masks stage found."""
+    sequence, inputs = open_source(unscaled.inputs["source"]), unscaled.inputs
+    if sequence.instrument_mask is None:
+        raise ReconError(f"scale.instrument_width_mm: {sequence.name} has no instrument masks; give a folder of them with --masks")
+    is_inverted = read_json(inputs["masks"] / "gate.json")["instruments"]["white"] == "tissue"
+
+    def view_of(index: int) -> InstrumentView | None:
+        not_white = sequence.instrument_mask(index)
+        depth = unscaled.depth(index)
+        if not_white is None or not (depth > 0).any():
+            return None
+        height, width = depth.shape
+        instrument = (not_white if is_inverted else ~not_white).astype(np.float32)
+        instrument = cv2.resize(instrument, (width, height), interpolation=cv2.INTER_AREA) >= 0.5
+        tissue = read_mask(inputs["masks"] / "tissue" / f"{index:06d}.png").astype(np.uint8)
+        tissue = cv2.resize(tissue, (width, height), interpolation=cv2.INTER_NEAREST) > 0
+        return InstrumentView(resize(unscaled.camera, width, height), instrument, tissue, depth) if instrument.any() else None
+
+    return view_of
 
 
 def _coarse_views(unscaled: _Unscaled, indices: Sequence[int]) -> list[ModelView]:
@@ -310,7 +338,7 @@ def _checksums(config: Config) -> dict[str, str]:
 
 def _also_reads(config: Config) -> tuple[str, ...]:
     """The recording itself holds what some sources measure."""
-    if config.stereo is not None:
+    if config.stereo is not None or config.instrument_width_mm:
         return ("source", "masks")
     return ("masks",) if config.model_mm is not None else ()
 
@@ -318,7 +346,7 @@ def _also_reads(config: Config) -> tuple[str, ...]:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=5,
+    version=6,
     checksums=_checksums,
     reads=("frames", "camera", "depth", "trajectory"),
     also_reads=_also_reads,

@@ -9,9 +9,11 @@ import heightfield
 import numpy as np
 import pytest
 from layouts import save
+from shafts import WIDTH_MM, silhouette
 
 from recon.data.second_view import CALIBRATION, KEY
 from recon.geometry import se3
+from recon.geometry.cameras import unproject
 from recon.io.atomic import write_json
 from recon.io.cameras import write_camera
 from recon.io.depth import read_depth, write_depth
@@ -22,7 +24,7 @@ from recon.types import Mesh, ReconError
 from stages import scale
 
 CAMERA = heightfield.CAMERA
-POSES = heightfield.sideways(3)
+POSES = heightfield.sideways(6)
 WALL = [heightfield.render(pose) for pose in POSES]
 MM_PER_UNIT = 30.0
 """One unit of the wall; the run's world unit is the wall's."""
@@ -82,12 +84,36 @@ def test_right_pictures_in_a_folder_give_millimetres(inputs, tmp_path):
     assert f"stereo/{CALIBRATION}" in scale.STAGE.checksums(scale.Config(**config))
     found = result(inputs, tmp_path / "out", **config)
     check_millimetres(found, tmp_path / "out", "stereo")
-    assert found["value"] == pytest.approx(MM_PER_UNIT, rel=0.01) and found["num_pairs"] == 3
+    assert found["value"] == pytest.approx(MM_PER_UNIT, rel=0.01) and found["num_pairs"] == 6
 
 
 def test_a_recording_without_a_second_view_says_so(inputs, tmp_path):
     with pytest.raises(ReconError, match="data set 'folder' has no second view with its calibration"):
         result(inputs, tmp_path, stereo="dataset")
+
+
+def with_instruments(inputs: dict[str, Path], folder: Path) -> dict[str, Path]:
+    """The same with masks of an instrument whose tip touches the wall in the middle of every picture."""
+    for index, (_, depth) in enumerate(WALL):
+        tip = unproject(CAMERA, np.array([[120.0, 90.0]]))[0]
+        white = silhouette(CAMERA, tip / tip[2] * depth[90, 120] * MM_PER_UNIT)
+        save(folder / "white" / f"{index:06d}.png", np.where(white, 255, 0).astype(np.uint8))
+        write_mask(folder / "masks" / "tissue" / f"{index:06d}.png", ~white)
+    write_json(folder / "masks" / "gate.json", {"instruments": {"white": "instrument"}})
+    spec = json.loads((inputs["source"] / "source.json").read_text())
+    write_json(folder / "source" / "source.json", spec | {"masks_dir": str(folder / "white")})
+    return inputs | {"masks": folder / "masks", "source": folder / "source"}
+
+
+def test_an_instrument_of_known_width_gives_rough_millimetres(inputs, tmp_path):
+    found = result(with_instruments(inputs, tmp_path), tmp_path / "out", instrument_width_mm=WIDTH_MM)
+    check_millimetres(found, tmp_path / "out", "instrument")
+    assert found["num_frames"] == 6 and found["sigma"] >= 0.1 * found["value"]
+
+
+def test_an_instrument_without_masks_is_refused(inputs, tmp_path):
+    with pytest.raises(ReconError, match="recording has no instrument masks; give a folder of them with --masks"):
+        result(inputs, tmp_path, instrument_width_mm=WIDTH_MM)
 
 
 def test_a_model_of_the_wall_alone_does_not_decide(inputs, tmp_path):
