@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg.lapack import dtrtri
+from scipy.spatial.distance import cdist
 
 CELLS_ACROSS = 20
 """Ratios are summarised by their medians in square cells, this many across the image."""
@@ -34,7 +38,7 @@ CLAMP_QUANTILE = 0.02
 """A field stays between these quantiles of the ratios it was fitted to."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Field:
     """A smooth function of image position, of log ratios around zero."""
 
@@ -55,9 +59,15 @@ class Field:
         if not self.length_scales:
             return np.zeros(len(at)), np.zeros(len(at))
         k = _kernel(at, self.points, self.length_scales, self.amplitude)
-        precision = np.linalg.inv(_kernel(self.points, self.points, self.length_scales, self.amplitude) + np.diag(self.variances))
-        variance = self.amplitude**2 - ((k @ precision) * k).sum(axis=1)
+        K = _kernel(self.points, self.points, self.length_scales, self.amplitude) + np.diag(self.variances)
+        variance = self.amplitude**2 - (solve_triangular(cholesky(K, lower=True), k.T, lower=True) ** 2).sum(axis=0)
         return np.clip(k @ self.weights, *self.limits), np.sqrt(np.maximum(variance, 0.0))
+
+    def mean(self, at: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, " m"]:
+        """The mean alone, which costs far less."""
+        if not self.length_scales:
+            return np.zeros(len(at))
+        return np.clip(_kernel(at, self.points, self.length_scales, self.amplitude) @ self.weights, *self.limits)
 
 
 def fit_field(
@@ -89,7 +99,7 @@ def _cells(positions: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def _kernel(a: np.ndarray, b: np.ndarray, length_scales: tuple[float, ...], amplitude: float) -> np.ndarray:
     """Sum of Gaussian kernels that share the variance amplitude^2 equally."""
-    squared = ((a[:, None] - b[None]) ** 2).sum(axis=-1)
+    squared = cdist(a, b, "sqeuclidean")
     return amplitude**2 / len(length_scales) * sum(np.exp(-0.5 * squared / scale**2) for scale in length_scales)
 
 
@@ -104,9 +114,9 @@ def _fit(x: np.ndarray, y: np.ndarray, counts: np.ndarray, length_scales: tuple[
     for _ in range(6):
         # A cell's median is surer with more points, but never surer than half the noise: its points share their bias.
         variance = noise**2 * (0.25 + 0.75 / counts) / weight
-        precision = np.linalg.inv(K + np.diag(variance))
-        alpha = precision @ y
-        residual = alpha / np.diag(precision)
+        root, _ = dtrtri(cholesky(K + np.diag(variance), lower=True), lower=1)
+        alpha = root.T @ (root @ y)
+        residual = alpha / (root**2).sum(axis=0)
         noise = max(MAD_TO_SIGMA * float(np.median(np.abs(residual))), MIN_NOISE)
         weight = (STUDENT_DOF + 1.0) / (STUDENT_DOF + (residual / noise) ** 2)
     inliers = y[np.abs(residual) < 3.0 * noise]
@@ -163,7 +173,7 @@ class ScaleModel:
     def log_field(self, index: int, height: int, width: int) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
         """Log factor of every pixel of a frame's depth map and its standard deviation."""
         grid, shape = _grid(height, width)
-        mean, sigma = self.shared(grid)
+        mean, sigma = _on_grid(self.shared, height, width)
         variance = sigma**2
         if index in self.own:
             own_mean, own_sigma = self.own[index](grid)
@@ -191,9 +201,15 @@ def fit_scale_model(
     )
     own = {}
     for i in usable:
-        left = ratios[i].log_ratio - log_factor[i] - shared(ratios[i].positions)[0]
+        left = ratios[i].log_ratio - log_factor[i] - shared.mean(ratios[i].positions)
         own[i] = fit_field(ratios[i].positions, left, candidates)
     return ScaleModel(log_factor, shared, own)
+
+
+@lru_cache(maxsize=4)
+def _on_grid(field: Field, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A field that all frames share at the grid that all frames have."""
+    return field(_grid(height, width)[0])
 
 
 def _grid(height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
