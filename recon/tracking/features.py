@@ -1,6 +1,6 @@
 """Local features and their matches along a recording, in a COLMAP database.
 
-SIFT (Lowe 2004) on the CPU; mucosa has little contrast, so the detector's threshold is lower than COLMAP's default, and
+Mucosa has little contrast, so the detector's threshold is lower than COLMAP's default, and
 frames are matched with their successors at linear and at doubling distances, and where the camera seems to have come back.
 """
 
@@ -15,10 +15,10 @@ import numpy as np
 import pycolmap
 
 from recon.io.atomic import write_text
-from recon.io.colmap_camera import colmap_params
 from recon.io.images import write_png
 from recon.io.masks import read_mask
 from recon.tracking.loop_pairs import loop_pairs
+from recon.tracking.sift import FeatureDatabase, detect_all
 from recon.types import Camera
 
 MASK_MARGIN_PX = 5
@@ -56,20 +56,9 @@ def match_frames(database: Path, images: Path, masks: Path | None, names: Sequen
     `camera` must be a model that COLMAP knows. Everything is written to the database file, which must not exist.
     """
     pycolmap.set_random_seed(options.seed)
-    reader = pycolmap.ImageReaderOptions()
-    reader.camera_model = camera.model
-    reader.camera_params = ",".join(repr(value) for value in colmap_params(camera))
-    if masks is not None:
-        reader.mask_path = masks
-    pycolmap.extract_features(
-        database_path=database,
-        image_path=images,
-        image_names=list(names),
-        camera_mode=pycolmap.CameraMode.SINGLE,
-        reader_options=reader,
-        extraction_options=_extraction(options),
-        device=pycolmap.Device.cpu,
-    )
+    with FeatureDatabase(database, camera) as opened:
+        for name, found in detect_all(images, masks, names, options.max_num_features, options.peak_threshold, options.num_threads):
+            opened.add(name, found)
     pycolmap.match_sequential(
         database_path=database,
         matching_options=_matching(options),
@@ -96,14 +85,6 @@ def _match_loops(database: Path, names: Sequence[str], options: FeatureOptions) 
         verification_options=_verification(options),
         device=pycolmap.Device.cpu,
     )
-
-
-def _extraction(options: FeatureOptions) -> pycolmap.FeatureExtractionOptions:
-    extraction = pycolmap.FeatureExtractionOptions()
-    extraction.num_threads = options.num_threads
-    extraction.sift.max_num_features = options.max_num_features
-    extraction.sift.peak_threshold = options.peak_threshold
-    return extraction
 
 
 def _matching(options: FeatureOptions) -> pycolmap.FeatureMatchingOptions:
