@@ -47,11 +47,40 @@ class FeatureFusionBlock(nn.Module):
         return self.out_conv(resized(self.resConfUnit2(path), size))
 
 
-class DPTNeck(nn.Module):
-    """From four feature maps to four fused paths. `channels` are the pyramid's, finest first."""
+class FusionNeck(nn.Module):
+    """From a pyramid of four maps to four fused paths. `channels` are the pyramid's, finest first."""
+
+    def __init__(self, features: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.scratch = nn.Module()
+        for level, number in enumerate(channels, start=1):
+            self.scratch.add_module(f"layer{level}_rn", nn.Conv2d(number, features, 3, padding=1, bias=False))
+            self.scratch.add_module(f"refinenet{level}", FeatureFusionBlock(features))
+
+    def fused(
+        self, layers: Sequence[Float[Tensor, "b _c _h _w"]], mix: Callable[[int, Tensor], Tensor] = lambda place, x: x
+    ) -> list[Float[Tensor, "b features _h _w"]]:
+        """The four paths, finest first: twice the size of the finest layer, then that of each layer but the coarsest.
+
+        `mix` is applied at places 2 and 3, on the two coarsest paths (coarser first).
+        """
+        scratch = self.scratch
+        one, two, three, four = (layer(x) for layer, x in zip(self._layer_convolutions(), layers, strict=True))
+        path4 = mix(2, scratch.refinenet4(four, None, _size(three)))
+        path3 = mix(3, scratch.refinenet3(path4, three, _size(two)))
+        path2 = scratch.refinenet2(path3, two, _size(one))
+        path1 = scratch.refinenet1(path2, one, (2 * one.shape[-2], 2 * one.shape[-1]))
+        return [path1, path2, path3, path4]
+
+    def _layer_convolutions(self) -> tuple[nn.Module, ...]:
+        return self.scratch.layer1_rn, self.scratch.layer2_rn, self.scratch.layer3_rn, self.scratch.layer4_rn
+
+
+class DPTNeck(FusionNeck):
+    """From four feature maps of one grid to four fused paths. `channels` are the pyramid's, finest first."""
 
     def __init__(self, width: int, features: int, channels: Sequence[int]) -> None:
-        super().__init__()
+        super().__init__(features, channels)
         finest, fine, _, coarse = channels
         self.projects = nn.ModuleList([nn.Conv2d(width, number, 1) for number in channels])
         self.resize_layers = nn.ModuleList(
@@ -62,10 +91,6 @@ class DPTNeck(nn.Module):
                 nn.Conv2d(coarse, coarse, 3, 2, 1),
             ]
         )
-        self.scratch = nn.Module()
-        for level, number in enumerate(channels, start=1):
-            self.scratch.add_module(f"layer{level}_rn", nn.Conv2d(number, features, 3, padding=1, bias=False))
-            self.scratch.add_module(f"refinenet{level}", FeatureFusionBlock(features))
 
     def paths(
         self, maps: Sequence[Float[Tensor, "b c rows columns"]], mix: Callable[[int, Tensor], Tensor] = lambda place, x: x
@@ -77,16 +102,7 @@ class DPTNeck(nn.Module):
         """
         layers = [resize(project(x)) for resize, project, x in zip(self.resize_layers, self.projects, maps, strict=True)]
         layers[2], layers[3] = mix(0, layers[2]), mix(1, layers[3])
-        scratch = self.scratch
-        one, two, three, four = (layer(x) for layer, x in zip(self._layer_convolutions(), layers, strict=True))
-        path4 = mix(2, scratch.refinenet4(four, None, _size(three)))
-        path3 = mix(3, scratch.refinenet3(path4, three, _size(two)))
-        path2 = scratch.refinenet2(path3, two, _size(one))
-        path1 = scratch.refinenet1(path2, one, (2 * one.shape[-2], 2 * one.shape[-1]))
-        return [path1, path2, path3, path4]
-
-    def _layer_convolutions(self) -> tuple[nn.Module, ...]:
-        return self.scratch.layer1_rn, self.scratch.layer2_rn, self.scratch.layer3_rn, self.scratch.layer4_rn
+        return self.fused(layers, mix)
 
 
 class DPTHead(DPTNeck):

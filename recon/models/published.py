@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from recon.models import ModelInfo, inference
+from recon.models import ModelInfo, endosynth, inference
 
 KITTI = ("kitti",)
 SCARED = ("scared/scared-af",)
@@ -42,6 +42,19 @@ def _depth_anything(version: Literal[1, 2], size: str, is_metric: bool) -> Model
         trained_on=NATURAL,
         load=partial(inference.load_depth_anything, version, size, MAX_DEPTH_M if is_metric else None),
         published=f"its authors publish it at {where}",
+    )
+
+
+def _endosynth(variant: str, parameters: int, trainable: int, seen_before: tuple[str, ...]) -> ModelInfo:
+    return ModelInfo(
+        name=endosynth.PREFIX + variant,
+        parameters=parameters,
+        trainable=trainable,
+        licence="Medtronic, non-commercial research",
+        output="metric",
+        trained_on=("endosynth", *seen_before),
+        load=partial(endosynth.load_endosynth, variant),
+        published=f"{variant}-f.pth, which its authors publish at https://github.com/TouchSurgery/EndoSynth" + _own("endosynth"),
     )
 
 
@@ -90,4 +103,8 @@ MODELS = (
     ),
     *(_depth_anything(1, size, False) for size in PARAMETERS),
     *(_depth_anything(2, size, is_metric) for is_metric in (False, True) for size in PARAMETERS),
+    _endosynth("dav1", PARAMETERS["base"], PARAMETERS["base"], NATURAL),
+    _endosynth("dav2", PARAMETERS["base"], PARAMETERS["base"], NATURAL),
+    _endosynth("endodac", 99_091_748, 1_667_076, (*SCARED, *NATURAL)),
+    _endosynth("midas", 343_987_393, 343_987_393, NATURAL),
 )
