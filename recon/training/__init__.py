@@ -20,8 +20,9 @@ class Training(NamedTuple):
 def trainings() -> dict[str, Training]:
     """All methods by name."""
     from recon.training.methods import METHODS
+    from recon.training.metric import MetricConfig, train_metric
     from recon.training.selfsup import train_self_supervised
     from recon.training.student import StudentConfig, train_student
 
     found = {name: Training(method.config_type, partial(train_self_supervised, name)) for name, method in METHODS.items()}
-    return {"student": Training(StudentConfig, train_student), **found}
+    return {"student": Training(StudentConfig, train_student), **found, "endosynth": Training(MetricConfig, train_metric)}

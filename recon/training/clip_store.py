@@ -179,7 +179,7 @@ def _key(recording: Recording, indices: np.ndarray, size: tuple[int, int], folde
     facts = (
         FORMAT_VERSION,
         # A phantom spec is no path: it says everything by itself.
-        (os.path.abspath(source), _stamps(source, folder)) if source.exists() else recording.source,
+        (os.path.abspath(source), file_stamps(source, folder)) if source.exists() else recording.source,
         (sequence.dataset, GENERATOR_VERSION if sequence.dataset == "phantom" else None),
         len(sequence.frames),
         sequence.instrument_mask is not None,
@@ -188,7 +188,7 @@ def _key(recording: Recording, indices: np.ndarray, size: tuple[int, int], folde
     return hashlib.sha256(repr(facts).encode() + np.asarray(indices, dtype="<i8").tobytes()).hexdigest()[:20]
 
 
-def _stamps(source: Path, store: Path) -> list[tuple[str, int, int]]:
+def file_stamps(source: Path, store: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of change of a file, or of all visible files in a folder: frames, masks and whatever else says how to read it.
 
     A training may write into its recording's folder: the store and what lies beside it there are none of its files.
