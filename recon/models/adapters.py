@@ -92,7 +92,16 @@ class DVLoRALinear(LoRALinear):
         return self.lora_A * self.lora_U, self.lora_B * self.lora_V
 
 
-KINDS: dict[str, type[AdaptedLinear]] = {"lora": LoRALinear, "dvlora": DVLoRALinear}
+class RVLoRALinear(DVLoRALinear):
+    """RVLoRA (EndoUFM, Yang et al. 2025): DV-LoRA whose U and V keep their random values for good; A and B are trained throughout.
+
+    Every layer draws its own vectors, as the published code does (it builds vectors that all layers share and never uses them).
+    """
+
+    tuned = ("lora_A", "lora_B")
+
+
+KINDS: dict[str, type[AdaptedLinear]] = {"lora": LoRALinear, "dvlora": DVLoRALinear, "rvlora": RVLoRALinear}
 
 
 def attach(network: nn.Module, pattern: str, kind: str, rank: int = 4, scale: float = 1.0) -> list[str]:

@@ -5,7 +5,7 @@ Pictures are RGB in [0, 1] without any normalisation. The last four blocks of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,8 +25,10 @@ GRID = (16, 20)
 """Rows and columns of patches that the published weights were trained with."""
 BOTTLENECK = 8
 """How many times narrower a neck is inside."""
-NOT_IN_DEPTH_ANYTHING = ("*.lora_?", "*.residual_.*", "depth_head.conv_depth_*")
-"""Parameters of an EndoDAC that weights of Depth Anything cannot fill."""
+NOT_IN_DEPTH_ANYTHING = ("*.lora_?", "*.residual_.*", "*.dual_attention_.*", "depth_head.conv_depth_*")
+"""Parameters of an EndoDAC, or of a descendant, that weights of Depth Anything cannot fill."""
+ALWAYS_TRAINED = (".residual_.", ".dual_attention_.", ".conv_depth_")
+"""Parts of the names of what is trained beside the adapters."""
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -100,17 +102,25 @@ class EndoDAC(nn.Module):
         self.blocks = size.last_blocks
         self.neck_blocks = size.spread_blocks
         self.encoder = DinoVisionTransformer(size.vit)
-        for index in self.neck_blocks:
-            self.encoder.blocks[index].add_module("residual_", ConvNeck(size.vit.width))
-        attach(self.encoder, "blocks.*.mlp.fc[12]", "dvlora", RANK)
+        self.add_parts(size.vit.width)
         self.depth_head = EndoDACHead(size)
         self.train_part(warm_up=True)
+
+    def add_parts(self, width: int) -> None:
+        """Put necks and adapters into the encoder."""
+        for index in self.neck_blocks:
+            self.encoder.blocks[index].add_module("residual_", ConvNeck(width))
+        attach(self.encoder, "blocks.*.mlp.fc[12]", "dvlora", RANK)
+
+    def necks(self) -> dict[int, Callable[[Tensor], Tensor]]:
+        """What changes the patches after a block, by its index."""
+        return {index: self.encoder.blocks[index].residual_ for index in self.neck_blocks}
 
     def train_part(self, warm_up: bool) -> None:
         """Freeze all but necks, heads and, of the adapters, A and B in the warm-up (20,000 steps) or U and V after it."""
         train_adapters(self, warm_up)
         for name, parameter in self.named_parameters():
-            if ".residual_." in name or ".conv_depth_" in name:
+            if any(part in name for part in ALWAYS_TRAINED):
                 parameter.requires_grad_(True)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _h _w"]]:
@@ -119,14 +129,14 @@ class EndoDAC(nn.Module):
         See `recon.models.monodepth2.depth_from_sigmoid` for what it means.
         """
         image = resized(image, (self.grid[0] * PATCH_PX, self.grid[1] * PATCH_PX))
-        necks = {index: self.encoder.blocks[index].residual_ for index in self.neck_blocks}
-        return self.depth_head(self.encoder(image, self.blocks, necks))
+        return self.depth_head(self.encoder(image, self.blocks, self.necks()))
 
 
 def load_depth_anything(network: EndoDAC, path: Path) -> LoadedWeights:
     """Start from Depth Anything V1's weights, original or Hugging Face's; necks, heads and adapters keep their values.
 
-    A file of EndoDAC itself loads with `recon.models.weights.load_weights`. Raises ReconError as that does.
+    Every tensor of the encoder and the pyramid must be there, under its own name (`pretrained.` becomes `encoder.`). A file of
+    EndoDAC itself loads with `recon.models.weights.load_weights`. Raises ReconError as that does.
     """
     return load_weights(network, path, _endodac_names, NOT_IN_DEPTH_ANYTHING, may_ignore=("depth_head.scratch.output_conv*",))
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from recon.geometry.cameras import resize
 from recon.models import DepthEstimate
 from recon.models.adapters import merge
-from recon.models.depth_anything import SIZES, DepthAnything, imagenet_normalised, network_size
+from recon.models.depth_anything import SIZES, DepthAnything, DepthAnythingSize, imagenet_normalised, network_size
 from recon.models.endodac import GRID, EndoDAC
+from recon.models.endoufm import EndoUFM, Parts
 from recon.models.litemono import LiteMono
 from recon.models.monodepth2 import Monodepth2, depth_from_sigmoid, load_parts
 from recon.models.resnet import COUNTERS
@@ -133,11 +134,22 @@ def load_endodac(device: str, weights: Path) -> PictureDepth:
 
     The published one is of the size "base"; a trained one says its encoder's width.
     """
+    return _load_adapted(lambda size, grid, numbers: EndoDAC(size, grid), device, weights)
+
+
+def load_endoufm(device: str, weights: Path) -> PictureDepth:
+    """EndoUFM in the same way; a trained one also says which of its parts it has."""
+    return _load_adapted(lambda size, grid, numbers: EndoUFM(size, grid, Parts.of(numbers)), device, weights)
+
+
+def _load_adapted(
+    build: Callable[[DepthAnythingSize, tuple[int, int], Mapping[str, int | float]], EndoDAC], device: str, weights: Path
+) -> PictureDepth:
     if weights.is_dir():
         weights = weights / (TRAINED if (weights / TRAINED).exists() else "depth_model.pth")
     numbers = read_numbers(weights)
     size = next((size for size in SIZES.values() if size.vit.width == numbers.get("encoder_width")), SIZES["base"])
-    network = EndoDAC(size, (int(numbers.get("grid_rows", GRID[0])), int(numbers.get("grid_columns", GRID[1]))))
+    network = build(size, (int(numbers.get("grid_rows", GRID[0])), int(numbers.get("grid_columns", GRID[1]))), numbers)
     load_weights(network, weights)
     merge(network)
     return PictureDepth(network, lambda outputs: outputs[0], Reading(_trained_size(numbers), depth_of_sigmoid), device)
