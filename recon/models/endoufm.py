@@ -38,7 +38,7 @@ class Parts:
     cbam: bool = True
 
     @staticmethod
-    def of(numbers: Mapping[str, float]) -> Parts:
+    def of(numbers: Mapping[str, int | float]) -> Parts:
         """As a trained file's header says; the published ones where it says nothing."""
         return Parts(**{name: bool(numbers.get(name, True)) for name in ("rvlora", "res_dsc", "cbam")})
 

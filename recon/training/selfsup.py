@@ -153,7 +153,7 @@ class TrainingState:
     def train_step(self, clips: ClipBatch, epoch: int) -> dict[str, float]:
         """One update of every phase; returns the losses and the learning rate."""
         self.method.begin_step(self.step)
-        decay = self.config.decay ** (epoch // self.config.decay_epochs)
+        decay = self.config.decay_at(epoch)
         logged = {}
         for phase, scaler in zip(self.method.phases, self.scalers, strict=True):
             for name, network in self.method.networks.items():

@@ -88,6 +88,10 @@ class SelfSupervisedConfig:
         """Whether depth and appearance networks run in half precision, with their losses scaled for it."""
         return self.mixed_precision and torch.device(self.device).type == "cuda"
 
+    def decay_at(self, epoch: int) -> float:
+        """What the learning rate is multiplied by in an epoch, counted from 0."""
+        return self.decay ** (epoch // self.decay_epochs)
+
     def plan(self) -> ClipPlan:
         """How clips are cut: a target between the frames before and after it."""
         return ClipPlan(
