@@ -80,7 +80,7 @@ def test_the_formula_by_plain_loops(network, kind):
         for i in range(6):
             change = 0.0
             for r in range(2):
-                vectors = value["lora_V"][o, 0] * value["lora_U"][r, 0] if kind == "dvlora" else 1.0
+                vectors = value["lora_V"][o, 0] * value["lora_U"][r, 0] if "lora_V" in value else 1.0
                 change += value["lora_B"][o, r] * value["lora_A"][r, i] * vectors
             expected[o] += (value["weight"][o, i] + 0.25 * change) * x[i]
     with torch.inference_mode():
