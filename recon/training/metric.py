@@ -45,6 +45,7 @@ from recon.scoring.score import training_data
 from recon.training.checkpoints import Interval, Log, load_checkpoint, recipe, save_checkpoint
 from recon.training.clip_store import Recording
 from recon.training.depth_samples import DepthBatch, DepthSamples, Schedule, held_out
+from recon.training.selfsup import check_apart
 from recon.types import MAX_SEED, MAX_THREADS, ReconError, bounded
 
 logger = logging.getLogger(__name__)
@@ -179,13 +180,13 @@ class Held:
 
 
 def open_samples(config: MetricConfig, folder: Path) -> tuple[Steps, Held]:
-    """What is learned from and what the best network is chosen by. Raises ReconError without sources and as `DepthSamples`."""
+    """What is learned from and what the best network is chosen by. Raises ReconError without sources, when one is in both, and as
+    `DepthSamples`.
+    """
     if not config.sources:
         raise ReconError('no sources: give data sets with true depth, e.g. --set sources=["EndoSynth"]')
-    twice = sorted({*config.sources} & {*config.validation_sources})
-    if twice:
-        raise ReconError(f"validation_sources: {', '.join(twice)} is learned from too; leave it out of one of the two")
     recordings, others = _opened(config.sources), _opened(config.validation_sources)
+    check_apart(recordings, others)
     size_px = (config.width_px, config.height_px)
     datasets = tuple(sorted({training_data(r.sequence.dataset, r.sequence.name) for r in (*recordings, *others)}))
     samples = DepthSamples(recordings, folder, size_px)

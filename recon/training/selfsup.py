@@ -101,7 +101,7 @@ def open_clips(config: SelfSupervisedConfig, folder: Path) -> Clips:
         training, validation = split_recordings(split, "train", root), split_recordings(split, "val", root)
     else:
         training, validation = recordings(config.sources), recordings(config.validation_sources)
-        _check_apart(training, validation)
+        check_apart(training, validation)
         datasets = tuple(sorted({training_data(r.sequence.dataset, r.sequence.name) for r in (*training, *validation)}))
     if validation:
         return Clips(ClipSource(training, folder, plan, "all"), ClipSource(validation, folder, plan, "all", augment=False), datasets)
@@ -113,8 +113,11 @@ def recordings(sources: tuple[str, ...]) -> list[Recording]:
     return [Recording(source, open_sequence(source)) for source in sources]
 
 
-def _check_apart(training: list[Recording], validation: list[Recording]) -> None:
-    """Phantoms of one kind and seed are one scene whatever else their specs say; a folder holds what lies in it."""
+def check_apart(training: list[Recording], validation: list[Recording]) -> None:
+    """Raise ReconError where a recording is in both.
+
+    Phantoms of one kind and seed are one scene whatever else their specs say; a folder holds what lies in it.
+    """
     for chosen in validation:
         for learned in training:
             if _is_phantom(chosen) and _is_phantom(learned):
