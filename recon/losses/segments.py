@@ -1,4 +1,4 @@
-"""How much a map changes inside the segments of a picture, every segment counting alike (EndoUFM, Yang et al. 2025).
+"""How much a map changes inside the segments of a picture, every segment counting alike (EndoUFM, arXiv 2508.17916).
 
 Over the whole picture, large surfaces decide what smoothness costs; here each segment's changes are divided by its own size. A
 change belongs to the segment of its left (or upper) pixel, as in the published code, so the step from one segment to the next counts

@@ -93,7 +93,7 @@ class DVLoRALinear(LoRALinear):
 
 
 class RVLoRALinear(DVLoRALinear):
-    """RVLoRA (EndoUFM, Yang et al. 2025): DV-LoRA whose U and V keep their random values for good; A and B are trained throughout.
+    """RVLoRA (Li et al. 2024, arXiv 2409.07723; EndoUFM): DV-LoRA whose U and V keep their random values; A and B are trained throughout.
 
     Every layer draws its own vectors, as the published code does (it builds vectors that all layers share and never uses them).
     """

@@ -1,4 +1,4 @@
-"""EndoUFM's depth network (Yang et al., "EndoUFM: utilizing foundation models for monocular depth estimation of endoscopic images",
+"""EndoUFM's depth network ("EndoUFM: utilizing foundation models for monocular depth estimation of endoscopic images",
 arXiv 2508.17916, 2025): EndoDAC with RVLoRA in place of DV-LoRA and two parts at four blocks in place of one, published key names.
 
 At blocks 2, 5, 8 and 11 a depthwise separable convolution (Res-DSC) and attention over channels and places (CBAM, Woo et al. 2018)

@@ -1,5 +1,5 @@
-"""A picture taken apart into what tissue reflects and the light on it, for EndoUFM's training (Yang et al. 2025, after
-IID-SfMLearner, Li et al. 2024): picture = albedo * light, albedo in three channels and light in one, both within 0 and 1.
+"""A picture taken apart into what tissue reflects and the light on it, for EndoUFM's training (arXiv 2508.17916, after
+IID-SfMLearner, 2024): picture = albedo * light, albedo in three channels and light in one, both within 0 and 1.
 
 Albedo stays with the tissue when the camera and its lamp move, light does not: albedo is what is compared between frames, and a
 small network says how the light has changed. In the published code the pyramid below the two heads keeps random weights for good,

@@ -1,4 +1,4 @@
-"""EndoUFM (Yang et al., "EndoUFM: utilizing foundation models for monocular depth estimation of endoscopic images", 2025).
+"""EndoUFM ("EndoUFM: utilizing foundation models for monocular depth estimation of endoscopic images", arXiv 2508.17916, 2025).
 
 Two foundation models: Depth Anything, adapted, for depth, and SAM's encoder with MedSAM's weights, adapted, that takes pictures
 apart into albedo and light (for training alone). Sources are warped as albedo times their moved and adjusted light, and compared
