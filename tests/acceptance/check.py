@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import numpy as np
 import reliability as acceptance_reliability
 
 from recon.data.phantom import DEMO_SPEC, open_phantom
+from recon.io.images import read_image, write_png
 from recon.io.meshes import read_mesh
 from recon.models import load_depth_model
 from recon.types import ReconError
@@ -124,6 +126,37 @@ def colon(folder: Path) -> dict[str, float]:
     return {**figures, **truth_used(figures), **disagreement(folder, source, figures), **confidence(folder), **second_run(*words)}
 
 
+def perturbed(folder: Path) -> dict[str, float]:
+    """The same recording with a tenth of its frames taken out at random, and with five frames black."""
+    source = SHARED / "data" / "c3vd_like" / "colon_a"
+    num = len(list(source.glob("*_color.png")))
+    kept = sorted(np.random.default_rng(0).permutation(num)[: num - num // 10].tolist())
+    black = set(range(40, 45))
+    removed, blackened = folder / "removed" / source.name, folder / "black" / source.name
+    copy_frames(source, removed, kept, set())
+    copy_frames(source, blackened, list(range(num)), black)
+    figures = {}
+    for name, copy, usable in (("removed", removed, len(kept)), ("black", blackened, num - len(black))):
+        recon("run", copy, "--out", folder / name / "run")
+        found = score("score_c3vd.py", folder / name / "run", copy)
+        figures |= {f"{name}_posed": found["posed"] * found["frames"] / usable, f"{name}_accuracy_mm": found["accuracy_mm"]}
+    return figures
+
+
+def copy_frames(source: Path, target: Path, indices: list[int], black: set[int]) -> None:
+    """A C3VD sequence of some of another's frames, numbered anew; the `black` ones show nothing."""
+    target.mkdir(parents=True)
+    poses = (source / "pose.txt").read_text().splitlines()
+    (target / "pose.txt").write_text("".join(f"{poses[index]}\n" for index in indices))
+    shutil.copy(source / "coverage_mesh.obj", target)
+    for number, index in enumerate(indices):
+        for kind in ("color.png", "depth.tiff"):
+            shutil.copy(source / f"{index:04d}_{kind}", target / f"{number:04d}_{kind}")
+        if index in black:
+            path = target / f"{number:04d}_color.png"
+            write_png(path, np.zeros_like(read_image(path)))
+
+
 def confidence(folder: Path) -> dict[str, float]:
     """Whether the confidence of a run's mesh rises with the truth, and how far it is from it."""
     return acceptance_reliability.figures(acceptance_reliability.of_run(folder / "run"))
@@ -212,6 +245,7 @@ GROUPS: dict[str, Callable[[Path], dict[str, float]]] = {
     "long_nasal": long_nasal,
     "laparoscopy": laparoscopy,
     "colon": colon,
+    "perturbed": perturbed,
     "adapted": adapted,
     "network": network,
     "killed": killed,
