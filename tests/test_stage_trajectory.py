@@ -300,3 +300,20 @@ def test_unrelated_views_keep_their_depth_without_a_place_in_a_world(poses, tmp_
 def test_alignment_alone_does_not_ask_for_structure():
     assert "structure" in trajectory.STAGE.all_reads(trajectory.Config())
     assert "structure" not in trajectory.STAGE.all_reads(trajectory.Config(method="alignment"))
+
+
+def test_two_scenes_of_one_recording_are_two_pieces(tmp_path):
+    num, cut = 12, 7
+    poses = sideways(num)
+    inputs = write_inputs(tmp_path, poses, blank=None, rejected=None)
+    for index in range(cut, num):
+        write_jpeg(inputs["frames"] / "images" / f"{index:06d}.jpg", render(poses[index], seed=5)[0])
+    gate = json.loads((inputs["masks"] / "gate.json").read_text())
+    write_json(inputs["masks"] / "gate.json", gate | {"cuts": [cut]})
+    description = run(inputs, tmp_path / "out", method="alignment")
+    assert sorted(found_poses(description)) == list(range(cut))
+    (piece,) = description["pieces"]
+    assert [frame["index"] for frame in piece["frames"]] == list(range(cut, num))
+    assert np.allclose(piece["frames"][0]["T_world_camera"], np.eye(4), atol=1e-12)
+    check_centres({f["index"]: np.array(f["T_world_camera"]) for f in piece["frames"]}, poses, 0.02)
+    assert all("piece 2 (5 frames, 7 to 11)" in description["frames"][index]["reason"] for index in range(cut, num))
