@@ -88,6 +88,16 @@ MODELS = (
         load=inference.load_litemono,
         published="a folder with encoder.pth and depth.pth; ask its authors at https://github.com/ShuweiShao/LiteNet",
     ),
+    ModelInfo(
+        name="litenet",
+        parameters=3_074_747,
+        trainable=3_074_747,
+        licence="as its authors state with the weights",
+        output="disparity",
+        trained_on=SCARED,
+        load=inference.load_litemono,
+        published="a folder with encoder.pth and depth.pth; ask its authors at https://github.com/ShuweiShao/LiteNet" + _own("litenet"),
+    ),
     *(_depth_anything(1, size, False) for size in PARAMETERS),
     *(_depth_anything(2, size, is_metric) for is_metric in (False, True) for size in PARAMETERS),
 )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -137,6 +137,13 @@ class Method:
     def begin_step(self, step: int) -> None:
         """Change what is trained where a method has a schedule; the loop calls it before every step, also after a resume."""
 
+    def begin_epoch(self, epoch: int) -> None:
+        """The same by epochs, before every step."""
+
+    def decay(self, epoch: int, group: dict[str, Any]) -> float:
+        """What the learning rate of a group of parameters (one of its optimiser's `param_groups`) is multiplied by in an epoch."""
+        return self.config.decay ** (epoch // self.config.decay_epochs)
+
     def phase(self, trained: tuple[str, ...], losses: Callable[[ClipBatch], Losses], base_rate: float) -> Phase:
         """A phase with an Adam of its own; parameters that are frozen at the time have no gradient and are passed over."""
         parameters = [parameter for name in trained for parameter in self.networks[name].parameters()]
@@ -177,8 +184,12 @@ class Method:
         Without that, a motion that throws nearly everything out of view would win.
         """
         self.networks.eval()
+        return self.warp_error(clips, self.disparities(clips.color_aug[:, 0])[0])
+
+    def warp_error(self, clips: ClipBatch, disparity: Float[Tensor, "b _h _w"]) -> float:
+        """See `validation_error`; `disparity` is the targets'."""
         target, mask = clips.color[:, 0], inner(clips.mask[:, 0])
-        depth = depth_at(self.disparities(clips.color_aug[:, 0])[0], target)
+        depth = depth_at(disparity, target)
         errors = []
         for source, pose in enumerate(self.poses(clips), start=1):
             warped = warp_source(clips, source, depth, *pose)
