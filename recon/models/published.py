@@ -98,6 +98,16 @@ MODELS = (
         load=inference.load_litemono,
         published="a folder with encoder.pth and depth.pth; ask its authors at https://github.com/ShuweiShao/LiteNet" + _own("litenet"),
     ),
+    ModelInfo(
+        name="mdass",
+        parameters=14_329_236,
+        trainable=14_329_236,
+        licence="none: its authors publish no weights",
+        output="disparity",
+        trained_on=SCARED,
+        load=partial(inference.load_monodepth2, False),
+        published="depth.safetensors, which its authors (arXiv 2504.17582) do not publish" + _own("mdass"),
+    ),
     *(_depth_anything(1, size, False) for size in PARAMETERS),
     *(_depth_anything(2, size, is_metric) for is_metric in (False, True) for size in PARAMETERS),
 )

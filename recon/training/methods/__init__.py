@@ -5,6 +5,7 @@ from __future__ import annotations
 from recon.training.methods.af_sfm import AfSfmMethod
 from recon.training.methods.endodac import EndoDacMethod
 from recon.training.methods.litenet import LiteNetMethod
+from recon.training.methods.mdass import MDassMethod
 from recon.training.methods.method import Method
 from recon.training.methods.monodepth2 import Monodepth2Method
 
@@ -15,5 +16,6 @@ METHODS: dict[str, type[Method]] = {
         AfSfmMethod,
         EndoDacMethod,
         LiteNetMethod,
+        MDassMethod,
     )
 }
