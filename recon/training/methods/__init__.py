@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from recon.training.methods.af_sfm import AfSfmMethod
 from recon.training.methods.endodac import EndoDacMethod
+from recon.training.methods.endodav import EndoDavMethod
 from recon.training.methods.litenet import LiteNetMethod
 from recon.training.methods.mdass import MDassMethod
 from recon.training.methods.method import Method
@@ -17,5 +18,6 @@ METHODS: dict[str, type[Method]] = {
         EndoDacMethod,
         LiteNetMethod,
         MDassMethod,
+        EndoDavMethod,
     )
 }
