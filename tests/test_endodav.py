@@ -274,12 +274,16 @@ def test_nothing_lies_fifty_times_farther_than_the_nearest():
     assert estimate.depth.max() / estimate.depth.min() == pytest.approx(50)
 
 
-def foundation(path, steps=150):
-    """Weights of a tiny Video Depth Anything that has learned depth of other phantoms, with their truth."""
+def foundation(path, steps=10):
+    """Weights of a tiny Video Depth Anything that has learned a little of the depth of other phantoms, from their truth."""
     torch.manual_seed(1)
     network = EndoDAV(TINY, (5, 7)).requires_grad_(True)
     for module in network.head.motion_modules:
         nn.init.normal_(module.temporal_transformer.proj_out.weight, std=0.02)
+    for block in network.pretrained.blocks:
+        # Perceptrons that matter, as those of a network that was trained for long.
+        for layer in (block.mlp.fc1, block.mlp.fc2):
+            nn.init.normal_(layer.weight, std=3.0 * layer.in_features**-0.5)
     nn.init.constant_(network.head.scratch.output_conv2[2].bias, 0.1)
     pictures, wanted = [], []
     for kind in ("cavity", "relief"):
@@ -299,19 +303,20 @@ def foundation(path, steps=150):
         optimizer.step()
     state = {name: value for name, value in network.state_dict().items() if ".lora_" not in name}
     torch.save(state, path)
-    return float(loss)
+    return loss.item()
 
 
 @pytest.mark.slow
 def test_depth_error_falls(tmp_path):
     """Scales of a network that knows other scenes, trained on a new one: its held-out depth gets better than it was."""
     foundation(tmp_path / "foundation.pth")
-    schedule = {"spatial_steps": 20, "temporal_steps": 5, "num_epochs": 10, "learning_rate": 2e-3}
-    config = config_of("endodav", **{**VIDEO, **FLOW, **schedule}, foundation_weights=tmp_path / "foundation.pth")
+    schedule = {"spatial_steps": 16, "temporal_steps": 4, "num_epochs": 8, "learning_rate": 5e-4, "scales_rate": 40.0}
+    windows = {**VIDEO, "num_frames": 2, "batch_size": 2}
+    config = config_of("endodav", **{**windows, **FLOW, **schedule}, foundation_weights=tmp_path / "foundation.pth")
     best = train_self_supervised("endodav", config, tmp_path / "net")
-    clips = open_clips(config_of("af_sfm"), tmp_path / "clips").validation
+    clips = open_clips(config_of("af_sfm"), tmp_path / "clips").validation  # the same stretch, frame by frame
     method = untrained("endodav", config)
     at_start = abs_rel(method, TUBE, clips)
     method.networks["depth"].load_state_dict(safetensors.torch.load_file(best / "depth.safetensors"))
     left = abs_rel(method, TUBE, clips) / at_start
-    assert left < 0.97, left
+    assert left < 0.9, left

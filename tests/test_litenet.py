@@ -132,7 +132,7 @@ def test_each_term_is_in_the_total_and_teaches_depth(clips, dino, name):
 
 def test_rates_go_in_cosine_cycles_with_a_floor_for_depth_and_one_for_the_others():
     method = untrained("litenet", config_of("litenet", **{**OFF, "learning_rate": 1e-4}))
-    depth, pose = ({"name": name} for name in ("depth", "pose"))
+    depth, pose = "depth", "pose"
     assert method.decay(0, depth) == method.decay(0, pose) == 1.0
     assert method.decay(15, depth) == pytest.approx(0.9)
     half = lambda top, floor: (top + floor) / 2  # noqa: E731

@@ -324,7 +324,7 @@ def test_each_source_is_warped_through_the_lens_learned_from_it(tmp_path):
     assert method.networks["pose"].intrinsics_head.focal_length_conv.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["monodepth2", "af_sfm", "endodac"])
+@pytest.mark.parametrize("name", METHODS)
 def test_the_shipped_configs_build_and_name_their_method(name):
     text = (Path(__file__).parents[1] / "configs" / "train" / f"{name}.toml").read_text()
     table = tomllib.loads(text)

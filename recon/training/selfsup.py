@@ -159,7 +159,7 @@ class TrainingState:
             for name, network in self.method.networks.items():
                 network.train(name in phase.trained)
             for group in reversed(phase.optimizer.param_groups):
-                decay = self.method.decay(epoch, group)
+                decay = self.method.decay(epoch, group["name"])
                 group["lr"] = phase.base_rate * decay
             losses = phase.losses(clips)
             prefix = "_".join(phase.trained)

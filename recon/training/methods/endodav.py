@@ -57,6 +57,8 @@ class EndoDavConfig(AfSfmConfig):
     """Steps of the temporal modules' scales."""
     projection_weight: float = bounded(0.01, 0.0)
     """Of the depth's difference from its neighbours' while the temporal modules are trained. 0 leaves the term out."""
+    scales_rate: float = bounded(1.0, 0.0)
+    """What the scales' learning rate is of the other networks': 1 as published; small networks, which have few scales, want more."""
     batch_size: int = bounded(1, 1)
     """Windows a step."""
     smoothness_weight: float = bounded(1e-3, 0.0)
@@ -102,6 +104,9 @@ class EndoDavMethod(AfSfmMethod):
         config = self.config
         self.is_temporal = step % (config.spatial_steps + config.temporal_steps) >= config.spatial_steps
         self.networks["depth"].train_part(self.is_temporal)
+
+    def decay(self, epoch: int, network: str) -> float:
+        return super().decay(epoch, network) * (self.config.scales_rate if network == "depth" else 1.0)
 
     def disparities(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _h _w"]]:
         """Of single pictures, each a window of its own."""

@@ -37,7 +37,7 @@ from recon.models.published import NATURAL
 from recon.models.vit import PATCH_PX, VIT_SIZES, DinoVisionTransformer, load_dino
 from recon.training.clips import ClipBatch
 from recon.training.methods.af_sfm import AfSfmConfig, AfSfmMethod
-from recon.training.methods.method import Losses, Phase
+from recon.training.methods.method import Losses
 from recon.training.teacher import load_teacher, teacher_disparity
 from recon.types import ReconError, bounded
 
@@ -121,15 +121,13 @@ class LiteNetMethod(AfSfmMethod):
         """The 1x1 convolution from the student's coarsest features to DINOv2's."""
         return {} if self.dino is None else {"projection": nn.Conv2d(WIDTHS[-1], self.dino.size.width, 1)}
 
-    def phase(self, trained: tuple[str, ...], losses: Any, base_rate: float) -> Phase:
-        """AdamW, each network a group of its own for `decay`."""
-        groups = [{"params": list(self.networks[name].parameters()), "name": name} for name in trained]
-        return Phase(trained, losses, base_rate, torch.optim.AdamW(groups, base_rate, weight_decay=self.config.weight_decay, fused=True))
+    def optimizer(self, groups: list[dict[str, Any]], base_rate: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, base_rate, weight_decay=self.config.weight_decay, fused=True)
 
-    def decay(self, epoch: int, group: dict[str, Any]) -> float:
-        """Cosine cycles, each from CYCLE_GAIN of the one before down to the group's own floor."""
+    def decay(self, epoch: int, network: str) -> float:
+        """Cosine cycles, each from CYCLE_GAIN of the one before down to the network's own floor."""
         config = self.config
-        floor = config.decay if group["name"] in ("depth", "projection") else config.pose_decay
+        floor = config.decay if network in ("depth", "projection") else config.pose_decay
         cycle, place = divmod(epoch, config.decay_epochs)
         return floor + (CYCLE_GAIN**cycle - floor) * (1 + math.cos(math.pi * place / config.decay_epochs)) / 2
 

@@ -140,14 +140,18 @@ class Method:
     def begin_epoch(self, epoch: int) -> None:
         """The same by epochs, before every step."""
 
-    def decay(self, epoch: int, group: dict[str, Any]) -> float:
-        """What the learning rate of a group of parameters (one of its optimiser's `param_groups`) is multiplied by in an epoch."""
+    def decay(self, epoch: int, network: str) -> float:
+        """What a network's learning rate is multiplied by in an epoch."""
         return self.config.decay ** (epoch // self.config.decay_epochs)
 
     def phase(self, trained: tuple[str, ...], losses: Callable[[ClipBatch], Losses], base_rate: float) -> Phase:
-        """A phase with an Adam of its own; parameters that are frozen at the time have no gradient and are passed over."""
-        parameters = [parameter for name in trained for parameter in self.networks[name].parameters()]
-        return Phase(trained, losses, base_rate, torch.optim.Adam(parameters, lr=base_rate, fused=True))
+        """A phase with an optimiser of its own; parameters that are frozen at the time have no gradient and are passed over."""
+        groups = [{"params": list(self.networks[name].parameters()), "name": name} for name in trained]
+        return Phase(trained, losses, base_rate, self.optimizer(groups, base_rate))
+
+    def optimizer(self, groups: list[dict[str, Any]], base_rate: float) -> torch.optim.Optimizer:
+        """Adam; each network is a group."""
+        return torch.optim.Adam(groups, lr=base_rate, fused=True)
 
     def start_from_imagenet(self) -> None:
         """Fill every ResNet-18 from the configured file, when there is one, and say so in `seen_before`."""
