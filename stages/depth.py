@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from recon.io.atomic import read_json, write_json
 from recon.io.cameras import read_camera
 from recon.io.depth import read_depth, write_depth
 from recon.io.images import read_image
 from recon.io.masks import read_mask
-from recon.models import DepthEstimate, load_depth_model, model_info, torch_device
+from recon.models import DepthEstimate, VideoDepthModel, load_depth_model, model_info, torch_device
 from recon.models.windows import consistent_depth
 from recon.pipeline import Stage, track, unkeyed
 from recon.scoring.score import training_data
@@ -126,12 +128,19 @@ def _estimates(
     camera = read_camera(inputs["camera"] / "camera.json")
     model = load_depth_model(config.model, torch_device(config.device), weights)
 
-    def estimate(index: int) -> DepthEstimate:
+    def picture(index: int) -> tuple[np.ndarray, np.ndarray]:
         image = read_image(inputs["frames"] / "images" / f"{index:06d}.jpg")
-        return model.infer(image, camera, read_mask(inputs["masks"] / "tissue" / f"{index:06d}.png"))
+        return image, read_mask(inputs["masks"] / "tissue" / f"{index:06d}.png")
 
+    def estimate(index: int) -> DepthEstimate:
+        image, mask = picture(index)
+        return model.infer(image, camera, mask)
+
+    # Every window leans on the one before, so these start anew.
+    if isinstance(model, VideoDepthModel):
+        yield from zip(usable, model.infer_video(map(picture, usable), camera), strict=True)
+        return
     if config.consistent:
-        # Every window leans on the one before, so this starts anew.
         yield from consistent_depth(usable, estimate, model_info(config.model).output == "disparity")
         return
     for index in usable:

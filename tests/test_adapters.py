@@ -50,7 +50,7 @@ def test_an_adapter_is_nothing_at_first_and_keeps_all_names(network, kind):
     after = network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     kept = fit_weights(network, before, may_miss=("*.lora_?",))
-    assert set(kept) == set(after) - set(before) and len(kept) == (8 if kind == "lora" else 16)
+    assert set(kept) == set(after) - set(before) and len(kept) == 4 * {"lora": 2, "dvlora": 4, "ssb": 2}[kind]
 
 
 @pytest.mark.parametrize("kind", adapters.KINDS)
@@ -78,6 +78,9 @@ def test_the_formula_by_plain_loops(network, kind):
     x = np.linspace(-1, 1, 6)
     for o in range(3):
         for i in range(6):
+            if kind == "ssb":
+                expected[o] += value["lora_B"][o, 0] * value["weight"][o, i] * value["lora_A"][i, 0] * x[i]
+                continue
             change = 0.0
             for r in range(2):
                 vectors = value["lora_V"][o, 0] * value["lora_U"][r, 0] if "lora_V" in value else 1.0
@@ -131,7 +134,7 @@ def test_a_layer_whose_call_is_bypassed_is_not_adapted(network):
 
 
 def test_wrong_names_are_told(network):
-    with pytest.raises(ReconError, match="'vera' is not known; known: lora, dvlora"):
+    with pytest.raises(ReconError, match="'vera' is not known; known: lora, dvlora, ssb"):
         attach(network, "last", "vera")
     with pytest.raises(ReconError, match=r"'head\.\*': found no Linear layer.*blocks\.0\.fc1"):
         attach(network, "head.*", "lora")

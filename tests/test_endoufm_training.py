@@ -237,8 +237,8 @@ def test_what_networks_see_is_what_is_compared(store):
 
 
 def test_the_rate_falls_once():
-    config = config_of(decay_epochs=10)
-    assert [config.decay_at(epoch) for epoch in (0, 9, 10, 25)] == [1.0, 1.0, 0.1, 0.1]
+    method = method_of(decay_epochs=10)
+    assert [method.decay(epoch, "depth") for epoch in (0, 9, 10, 25)] == [1.0, 1.0, 0.1, 0.1]
 
 
 def test_foundation_models_are_loaded_and_said(tmp_path):

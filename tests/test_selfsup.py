@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import tomllib
 from contextlib import nullcontext
@@ -14,8 +13,8 @@ import safetensors.torch
 import torch
 from layouts import write_c3vd
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_training import FLOW, SHORT, TUBE, VIT, abs_rel, config_of, rows, untrained
 
-from recon.data import open_sequence
 from recon.io.atomic import read_json
 from recon.io.images import read_image
 from recon.models.depth_anything import SIZES, DepthAnythingSize
@@ -23,55 +22,15 @@ from recon.models.vit import VitSize
 from recon.pipeline.config import build_config
 from recon.training import trainings
 from recon.training.methods import METHODS
-from recon.training.methods.method import depth_at
 from recon.training.selfsup import TrainingState, open_clips, train_self_supervised
 from recon.types import ReconError
 
-TUBE = "phantom:tube?seed=3&frames=40&width=96&height=64&lens=pinhole&fov_deg=80&round_mask=false&noise=0"
-SHORT = "phantom:tube?seed=3&frames=24&width=96&height=64"
-# No ImageNet weights and only some dozen steps: pose has to keep up with depth (motion_factor), and the appearance flow, which
-# could explain everything before the optical flow has learned to, is held nearly constant over the picture by a weight 100,000 times
-# the published one: these tests are of depth. What appearance flow does with its published weight, test_af_sfm.py says.
-TINY = {
-    "width_px": 96, "height_px": 64, "batch_size": 2, "learning_rate": 2e-4, "motion_factor": 0.03, "num_threads": 1,
-}  # fmt: skip
-FLOW = {"flow_learning_rate": 5e-4, "appearance_smoothness_weight": 1000.0}
-VIT = {"size": "tiny", "grid_rows": 5, "grid_columns": 7}
 ENDODAC = {"num_epochs": 6, "learning_rate": 5e-4, "warmup_steps": 60, "learn_intrinsics": False, **FLOW, **VIT}
 
 
 @pytest.fixture(autouse=True)
 def tiny_vit(monkeypatch):
     monkeypatch.setitem(SIZES, "tiny", DepthAnythingSize(VitSize(48, 4, 3, 70), 32, (16, 24, 32, 48), (0, 1, 2, 3)))
-
-
-def config_of(name, sources=(TUBE,), **changes):
-    return trainings()[name].config(sources=sources, **{**TINY, **changes})
-
-
-def rows(folder, name):
-    with (folder / f"{name}.csv").open() as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-
-
-def abs_rel(method, source, clips):
-    """Mean of |d - t| / t over the held-out targets, d scaled by the median ratio of each frame."""
-    sequence = open_sequence(source)
-    method.networks.eval()
-    errors = []
-    for place in range(len(clips)):
-        clip = clips.clip(0, place)
-        truth = sequence.depth_gt(int(clip.frame_indices[0, 0]))
-        with torch.no_grad():
-            depth = depth_at(method.disparities(clip.color[:, 0])[0], clip.color[:, 0])[0].numpy()
-        found, true = depth[truth.valid], truth.depth[truth.valid]
-        errors.append(np.mean(np.abs(found * np.median(true / found) - true) / true))
-    return float(np.mean(errors))
-
-
-def untrained(name, config):
-    torch.manual_seed(config.seed)
-    return METHODS[name](config)
 
 
 def photometric_by_epoch(folder, steps):
@@ -365,7 +324,7 @@ def test_each_source_is_warped_through_the_lens_learned_from_it(tmp_path):
     assert method.networks["pose"].intrinsics_head.focal_length_conv.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["monodepth2", "af_sfm", "endodac"])
+@pytest.mark.parametrize("name", METHODS)
 def test_the_shipped_configs_build_and_name_their_method(name):
     text = (Path(__file__).parents[1] / "configs" / "train" / f"{name}.toml").read_text()
     table = tomllib.loads(text)

@@ -28,7 +28,20 @@ RECORDING = "phantom:tube?seed=1&frames=4&width=240&height=200"
 TINY = (
     "width_px=96", "height_px=64", "batch_size=2", "num_threads=1", "motion_factor=0.03",
 )  # fmt: skip
-TINY_VIT = ("size=tiny", "grid_rows=5", "grid_columns=7")
+
+
+TINY_OF = {
+    "endodac": ("size=tiny", "grid_rows=5", "grid_columns=7"),
+    "endodav": ("size=tiny_video", "grid_rows=5", "grid_columns=7", "num_frames=2", "learn_intrinsics=false"),
+}
+METHODS_AND_OTHERS = [
+    ("monodepth2", "af_sfm"),
+    ("af_sfm", "monodepth2"),
+    ("endodac", "litemono"),
+    ("litenet", "af_sfm"),
+    ("mdass", "af_sfm"),
+    ("endodav", "endodac"),
+]
 
 
 def call(capsys, *words):
@@ -47,15 +60,16 @@ def steps(out, name="losses"):
     return [int(row["step"]) for row in csv.DictReader(path.open())] if path.exists() else []
 
 
-@pytest.mark.parametrize(("name", "other"), [("monodepth2", "af_sfm"), ("af_sfm", "monodepth2"), ("endodac", "litemono")])
+@pytest.mark.parametrize(("name", "other"), METHODS_AND_OTHERS)
 def test_a_trained_network_is_used_by_a_run(capsys, tmp_path, monkeypatch, name, other):
     monkeypatch.setitem(SIZES, "tiny", DepthAnythingSize(VitSize(48, 4, 3, 70), 32, (16, 24, 32, 48), (0, 1, 2, 3)))
-    words = words_of(name, tmp_path / "net", "num_epochs=1", *(TINY_VIT if name == "endodac" else ()))
+    monkeypatch.setitem(SIZES, "tiny_video", DepthAnythingSize(VitSize(56, 4, 2, 70), 32, (16, 24, 32, 64), (0, 1, 2, 3)))
+    words = words_of(name, tmp_path / "net", "num_epochs=1", *TINY_OF.get(name, ()))
     code, printed, _ = call(capsys, *words)
     best = tmp_path / "net" / "best"
     assert code == 0 and printed.split() == ["weights", str(best)]
     done = steps(tmp_path / "net")
-    assert done == [1, 2, 3] and steps(tmp_path / "net", "validation") == [0, 3]
+    assert done == ([1] if name == "endodav" else [1, 2, 3]) and steps(tmp_path / "net", "validation") == [0, done[-1]]
     weights = (best / "depth.safetensors").read_bytes()
     assert call(capsys, *words)[0] == 0  # nothing is left to do
     assert steps(tmp_path / "net") == done and (best / "depth.safetensors").read_bytes() == weights
@@ -68,7 +82,7 @@ def test_a_trained_network_is_used_by_a_run(capsys, tmp_path, monkeypatch, name,
     (depth_folder,) = {path.parent for path in (tmp_path / f"run-{name}").rglob("depth.json")}
     assert read_json(depth_folder / "depth.json")["trained_on"] == ["phantom"] == list(model_info(name).seen(best))
     depth = read_depth(depth_folder / "depth" / "000003.tiff")
-    assert depth.shape == ((93, 112) if name == "endodac" else (80, 96)) and (depth > 0).mean() > 0.5
+    assert depth.shape == {"endodac": (93, 112), "endodav": (82, 98)}.get(name, (80, 96)) and (depth > 0).mean() > 0.5
     code, _, err = run(other, best)
     assert code == 2 and f"were trained as '{name}', not as '{other}'" in err
     code, _, err = run(name, tmp_path / "net")

@@ -225,7 +225,7 @@ def _add_other_verbs(verbs) -> None:
         "config",
         type=Path,
         metavar="CONFIG",
-        help="TOML with the method (student, monodepth2, af_sfm or endodac; configs/train/ has a file of each) and what differs from "
+        help="TOML with the method (student, monodepth2, af_sfm, ...; configs/train/ has a file of each) and what differs from "
         "its settings' defaults",
     )
     train.add_argument(

@@ -8,7 +8,7 @@ add names by the entry point group "endorecon.depth_models": each entry is a fun
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -44,6 +44,16 @@ class DepthModel(Protocol):
 
     def infer(self, image: UInt8[np.ndarray, "H W 3"], camera: Camera, mask: Bool[np.ndarray, "H W"]) -> DepthEstimate:
         """Estimate depth of one RGB image; `camera` has the image's size, `mask` is True on tissue."""
+
+
+@runtime_checkable
+class VideoDepthModel(DepthModel, Protocol):
+    """A loaded network that sees many frames at once."""
+
+    def infer_video(
+        self, frames: Iterable[tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]], camera: Camera
+    ) -> Iterator[DepthEstimate]:
+        """Estimate depth of consecutive RGB images with their masks, one estimate for each, in order."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,31 @@ class RVLoRALinear(DVLoRALinear):
     tuned = ("lora_A", "lora_B")
 
 
-KINDS: dict[str, type[AdaptedLinear]] = {"lora": LoRALinear, "dvlora": DVLoRALinear, "rvlora": RVLoRALinear}
+class SSBLinear(AdaptedLinear):
+    """SSB (Si et al., "See further for parameter efficient fine-tuning by standing on the shoulders of decomposition", 2024):
+    y = b * (W (a * x)) + bias, with a factor an input and one an output, all 1 at first. Of rank and scale it knows nothing.
+
+    The names are EndoDAV's: a is `lora_A`, b is `lora_B`.
+    """
+
+    warm_up = ("lora_A", "lora_B")
+    tuned = ("lora_A", "lora_B")
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float) -> None:
+        super().__init__(linear, rank, scale)
+        self.lora_A = nn.Parameter(linear.weight.new_ones(linear.in_features, 1))
+        self.lora_B = nn.Parameter(linear.weight.new_ones(linear.out_features, 1))
+
+    def changed_weight(self) -> Float[Tensor, "outputs inputs"]:
+        return self.lora_B * self.weight * self.lora_A.T
+
+
+KINDS: dict[str, type[AdaptedLinear]] = {
+    "lora": LoRALinear,
+    "dvlora": DVLoRALinear,
+    "rvlora": RVLoRALinear,
+    "ssb": SSBLinear,
+}
 
 
 def attach(network: nn.Module, pattern: str, kind: str, rank: int = 4, scale: float = 1.0) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recon.models.monodepth2 import Conv3x3, SkipDecoder
-from recon.models.resnet import MEAN, STD, check_stride
+from recon.models.resnet import COUNTERS, MEAN, STD, check_stride
+from recon.models.weights import LoadedWeights, load_weights
 
 WIDTHS = (48, 80, 128)
 """Channels of the three stages, at 1/4, 1/8 and 1/16 of the picture."""
@@ -28,6 +30,8 @@ DROP_PATH = 0.2
 """Chance that the last block is skipped in training; it grows evenly from 0 at the first."""
 POSITION_FREQUENCIES = 32
 POSITION_TEMPERATURE = 10_000.0
+CLASSIFIER = ("norm.*", "head.*")
+"""What the encoder's ImageNet file holds beside it."""
 
 
 class DropPath(nn.Module):
@@ -207,3 +211,11 @@ class LiteMono(nn.Module):
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _h _w"]]:
         """Sigmoid disparity of RGB in [0, 1] at 1, 1/2 and 1/4 of its size; h and w are multiples of 16, at least 32."""
         return self.depth(self.encoder(image))
+
+
+def load_imagenet_encoder(encoder: LiteMonoEncoder, path: Path) -> LoadedWeights:
+    """Start from the encoder that the authors of Lite-Mono trained on ImageNet (lite-mono-pretrain.pth).
+
+    Raises ReconError for a damaged file and one that does not fit.
+    """
+    return load_weights(encoder, path, may_miss=COUNTERS, may_ignore=CLASSIFIER)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from recon.models import ModelInfo, endosynth, inference
+from recon.models import ModelInfo, endosynth, inference, video_inference
 
 KITTI = ("kitti",)
 SCARED = ("scared/scared-af",)
@@ -100,6 +100,36 @@ MODELS = (
         trained_on=SCARED,
         load=inference.load_litemono,
         published="a folder with encoder.pth and depth.pth; ask its authors at https://github.com/ShuweiShao/LiteNet",
+    ),
+    ModelInfo(
+        name="litenet",
+        parameters=3_074_747,
+        trainable=3_074_747,
+        licence="as its authors state with the weights",
+        output="disparity",
+        trained_on=SCARED,
+        load=inference.load_litemono,
+        published="a folder with encoder.pth and depth.pth; ask its authors at https://github.com/ShuweiShao/LiteNet" + _own("litenet"),
+    ),
+    ModelInfo(
+        name="mdass",
+        parameters=14_329_236,
+        trainable=14_329_236,
+        licence="none: its authors publish no weights",
+        output="disparity",
+        trained_on=SCARED,
+        load=partial(inference.load_monodepth2, False),
+        published="depth.safetensors, which its authors (arXiv 2504.17582) do not publish" + _own("mdass"),
+    ),
+    ModelInfo(
+        name="endodav",
+        parameters=29_084_737,
+        trainable=49_600,
+        licence="as its authors state with the weights",
+        output="disparity",
+        trained_on=("scared/scared-video", *NATURAL),
+        load=video_inference.load_endodav,
+        published="depth_model.pth, which its authors publish at https://github.com/Zanue/EndoDAV (ckpts/models.zip)" + _own("endodav"),
     ),
     *(_depth_anything(1, size, False) for size in PARAMETERS),
     *(_depth_anything(2, size, is_metric) for is_metric in (False, True) for size in PARAMETERS),

@@ -13,12 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recon.models.key_maps import original_names
+from recon.models.weights import LoadedWeights, load_weights
 from recon.types import ReconError
 
 PATCH_PX = 14
@@ -176,3 +179,15 @@ def grid_size(height_px: int, width_px: int) -> tuple[int, int]:
     if height_px % PATCH_PX or width_px % PATCH_PX or not height_px or not width_px:
         raise ReconError(f"image of {width_px}x{height_px} px: both sides must be multiples of {PATCH_PX}; resize it first")
     return height_px // PATCH_PX, width_px // PATCH_PX
+
+
+def load_dino(network: DinoVisionTransformer, path: Path) -> LoadedWeights:
+    """Load DINOv2's weights from a file of its own or from one of a Depth Anything, original or Hugging Face's.
+
+    Raises ReconError for a damaged file and one that does not fit.
+    """
+
+    def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name.removeprefix("pretrained."): value for name, value in original_names(state).items()}
+
+    return load_weights(network, path, rename, may_ignore=("depth_head.*", "head.*"))

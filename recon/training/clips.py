@@ -54,6 +54,8 @@ class ClipPlan:
     flip_share: float = bounded(0.5, 0.0, 1.0)
     """Share of clips that are mirrored left to right."""
     seed: int = bounded(0, 0)
+    thinning: int = bounded(1, 1)
+    """One clip in so many is seen in an epoch, others each time: long clips overlap, and an epoch should see each frame once."""
 
     def __post_init__(self) -> None:
         if not any(self.width_px % step == 0 and self.height_px % step == 0 for step in SIZE_MULTIPLES):
@@ -117,8 +119,8 @@ class ClipSource:
             raise ReconError(f"{len(self.stored)} recording(s) give no {part} clip with offsets {plan.offsets}: {why}")
 
     def __len__(self) -> int:
-        """Number of clips."""
-        return len(self.clips)
+        """Number of clips of an epoch."""
+        return -(-len(self.clips) // self.plan.thinning)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches. In training what is left over sits out, another remainder each epoch; elsewhere a last smaller batch follows.
@@ -136,7 +138,7 @@ class ClipSource:
 
     def clip(self, epoch: int, position: int) -> ClipBatch:
         """The one clip at a position of an epoch's order, with that epoch's changes."""
-        chosen = _order(self.plan.seed, epoch, len(self))[position] if self.is_training else position
+        chosen = _order(self.plan.seed, epoch, len(self.clips))[position] if self.is_training else position * self.plan.thinning
         number, *places = self.clips[chosen].tolist()
         stored, plan = self.stored[number], self.plan
         images = torch.from_numpy(stored.images(np.array(places))).permute(0, 3, 1, 2).float() / 255.0

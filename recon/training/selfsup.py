@@ -154,14 +154,15 @@ class TrainingState:
         return 0 < self.config.patience <= self.num_stale
 
     def train_step(self, clips: ClipBatch, epoch: int) -> dict[str, float]:
-        """One update of every phase; returns the losses and the learning rate."""
+        """One update of every phase; returns the losses and the decay of the last phase's first parameters, which are depth's."""
         self.method.begin_step(self.step)
-        decay = self.config.decay_at(epoch)
-        logged = {}
+        self.method.begin_epoch(epoch)
+        logged, decay = {}, 1.0
         for phase, scaler in zip(self.method.phases, self.scalers, strict=True):
             for name, network in self.method.networks.items():
                 network.train(name in phase.trained)
-            for group in phase.optimizer.param_groups:
+            for group in reversed(phase.optimizer.param_groups):
+                decay = self.method.decay(epoch, group["name"])
                 group["lr"] = phase.base_rate * decay
             losses = phase.losses(clips)
             prefix = "_".join(phase.trained)
@@ -200,7 +201,8 @@ class TrainingState:
 
         The header says what `recon.models.inference` needs to run the depth network, and what it has seen.
         """
-        facts = {"method": self.method.name, "trained_on": [*self.datasets, *self.method.seen_before], **self.method.facts()}
+        seen = list(dict.fromkeys([*self.datasets, *self.method.seen_before]))
+        facts = {"method": self.method.name, "trained_on": seen, **self.method.facts()}
         header = {TRAINING: json.dumps(facts)}
         for name, network in self.method.networks.items():
             weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}

@@ -9,12 +9,13 @@ Each step trains the optical flow first and then depth, pose and appearance flow
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from recon.geometry.torch_cameras import Lens
 from recon.geometry.warp import displaced, register, sample
 from recon.losses import masked_mean
 from recon.losses.appearance import refined_target, transform_constraint
@@ -58,7 +59,7 @@ class Registration(NamedTuple):
     """A source moved onto the target by optical flow."""
 
     flows: list[Float[Tensor, "b 2 _h _w"]]
-    """At four scales, pixels of the full size."""
+    """At every scale, pixels of the full size."""
     image: Float[Tensor, "b 3 h w"]
     """The source, moved by the finest flow."""
     visible: Bool[Tensor, "b h w"]
@@ -71,25 +72,31 @@ class AfSfmMethod(Method):
     name = "af_sfm"
     config_type = AfSfmConfig
     config: AfSfmConfig
+    num_scales: ClassVar[int] = NUM_SCALES
+    """At which the depth network speaks; the flows are compared at as many."""
 
     def __init__(self, config: AfSfmConfig) -> None:
         self.config = config
         pose = PoseNet(config.motion_factor, config.learn_intrinsics)
-        self.networks = nn.ModuleDict({"depth": self.depth_network(), "pose": pose, "flow": FlowNet(), "appearance": AppearanceNet()}).to(
-            config.device
-        )
+        own = {"depth": self.depth_network(), "pose": pose, "flow": FlowNet(), "appearance": AppearanceNet()}
+        others = self.other_networks()
+        self.networks = nn.ModuleDict({**own, **others}).to(config.device)
         self.start_from_imagenet()
         for head in self.networks["appearance"].transform.decoder[-NUM_SCALES:]:
             nn.init.normal_(head.conv.weight, std=FLOW_INIT_STD)
             nn.init.zeros_(head.conv.bias)
         self.phases = (
             self.phase(("flow",), self.flow_losses, config.flow_learning_rate),
-            self.phase(("depth", "pose", "appearance"), self.depth_losses, config.learning_rate),
+            self.phase(("depth", "pose", "appearance", *others), self.depth_losses, config.learning_rate),
         )
 
     def depth_network(self) -> nn.Module:
         """A network that gives sigmoid disparities, finest first."""
         return Monodepth2(centred=False)
+
+    def other_networks(self) -> dict[str, nn.Module]:
+        """What is trained together with depth, pose and appearance flow."""
+        return {}
 
     def flow_losses(self, clips: ClipBatch) -> Losses:
         """Likeness of the registered sources to the refined target, and smoothness; means over sources and scales."""
@@ -109,15 +116,20 @@ class AfSfmMethod(Method):
         return {"total": means["registration"] + self.config.flow_smoothness_weight * means["smoothness"], **means}
 
     def depth_losses(self, clips: ClipBatch) -> Losses:
+        """What depth, pose and appearance flow are trained by."""
+        return self.synthesis_losses(clips, self.disparities(clips.color_aug[:, 0]), self.poses(clips))
+
+    def synthesis_losses(
+        self, clips: ClipBatch, disparities: list[Float[Tensor, "b _h _w"]], poses: list[tuple[Float[Tensor, "b 4 4"], Lens]]
+    ) -> Losses:
         """Likeness of the sources warped through depth to the refined target, and what holds depth and appearance flow in bounds.
 
         `seen`, for the log, is the share of the picture that is compared: near 0 the motion has thrown everything out of view.
         """
         config, target, mask = self.config, clips.color[:, 0], inner(clips.mask[:, 0])
-        disparities = self.disparities(clips.color_aug[:, 0])
         depths = [depth_at(disparity, target) for disparity in disparities]
         terms = {"photometric": [], "constraint": [], "appearance_smoothness": [], "seen": []}
-        for source, pose in enumerate(self.poses(clips), start=1):
+        for source, pose in enumerate(poses, start=1):
             with torch.no_grad():
                 registration = self.register(clips, source, mask)
             transforms, refined = self.refine(registration, target)
@@ -142,7 +154,7 @@ class AfSfmMethod(Method):
     def register(self, clips: ClipBatch, source: int, mask: Bool[Tensor, "b h w"]) -> Registration:
         """Move a source onto the target by optical flow; the reverse flow, which says what is visible, takes no gradient."""
         seen_target, seen_source = clips.color_aug[:, 0], clips.color_aug[:, source]
-        flows = self.networks["flow"](seen_source, seen_target)
+        flows = self.networks["flow"](seen_source, seen_target)[: self.num_scales]
         with torch.no_grad():
             reverse = self.networks["flow"](seen_target, seen_source)[0]
         usable = sample(clips.mask[:, source, None].float(), displaced(flows[0].detach()))[:, 0] > 0.999
@@ -151,8 +163,8 @@ class AfSfmMethod(Method):
     def refine(
         self, registration: Registration, target: Float[Tensor, "b 3 h w"]
     ) -> tuple[list[Float[Tensor, "b 3 h w"]], list[Float[Tensor, "b 3 h w"]]]:
-        """The appearance flow at full size and the target refined by it, for each of four scales."""
+        """The appearance flow at full size and the target refined by it, for each scale."""
         with self.half_precision():
-            coarse = self.networks["appearance"](registration.image.detach(), target)
+            coarse = self.networks["appearance"](registration.image.detach(), target)[: self.num_scales]
         transforms = [enlarged(transform.float(), target) for transform in coarse]
         return transforms, [refined_target(target, transform, registration.visible) for transform in transforms]

@@ -107,10 +107,6 @@ class EndoUfmConfig(SelfSupervisedConfig):
     light_adjustment: bool = True
     """Let a network say how the source's light has changed."""
 
-    def decay_at(self, epoch: int) -> float:
-        """Once, as published."""
-        return self.decay if epoch >= self.decay_epochs else 1.0
-
 
 class Compared(NamedTuple):
     """A source on the target's pixels, and what it says of the target."""
@@ -142,6 +138,10 @@ class EndoUfmMethod(Method):
             self.segments = SegmentLabels(config.labels, segmenter)
         self.start_from_imagenet()
         self.phases = (self.phase(tuple(networks), self.losses, config.learning_rate),)
+
+    def decay(self, epoch: int, network: str) -> float:
+        """Once, as published."""
+        return self.config.decay if epoch >= self.config.decay_epochs else 1.0
 
     def depth_network(self) -> EndoUFM:
         """EndoUFM on Depth Anything. Raises ReconError for an unknown size and for weights that do not fit."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -88,10 +88,6 @@ class SelfSupervisedConfig:
         """Whether depth and appearance networks run in half precision, with their losses scaled for it."""
         return self.mixed_precision and torch.device(self.device).type == "cuda"
 
-    def decay_at(self, epoch: int) -> float:
-        """What the learning rate is multiplied by in an epoch, counted from 0."""
-        return self.decay ** (epoch // self.decay_epochs)
-
     def plan(self) -> ClipPlan:
         """How clips are cut: a target between the frames before and after it."""
         return ClipPlan(
@@ -141,10 +137,21 @@ class Method:
     def begin_step(self, step: int) -> None:
         """Change what is trained where a method has a schedule; the loop calls it before every step, also after a resume."""
 
+    def begin_epoch(self, epoch: int) -> None:
+        """The same by epochs, before every step."""
+
+    def decay(self, epoch: int, network: str) -> float:
+        """What a network's learning rate is multiplied by in an epoch, counted from 0."""
+        return self.config.decay ** (epoch // self.config.decay_epochs)
+
     def phase(self, trained: tuple[str, ...], losses: Callable[[ClipBatch], Losses], base_rate: float) -> Phase:
-        """A phase with an Adam of its own; parameters that are frozen at the time have no gradient and are passed over."""
-        parameters = [parameter for name in trained for parameter in self.networks[name].parameters()]
-        return Phase(trained, losses, base_rate, torch.optim.Adam(parameters, lr=base_rate, fused=True))
+        """A phase with an optimiser of its own; parameters that are frozen at the time have no gradient and are passed over."""
+        groups = [{"params": list(self.networks[name].parameters()), "name": name} for name in trained]
+        return Phase(trained, losses, base_rate, self.optimizer(groups, base_rate))
+
+    def optimizer(self, groups: list[dict[str, Any]], base_rate: float) -> torch.optim.Optimizer:
+        """Adam; each network is a group."""
+        return torch.optim.Adam(groups, lr=base_rate, fused=True)
 
     def start_from_imagenet(self) -> None:
         """Fill every ResNet-18 from the configured file, when there is one, and say so in `seen_before`."""
@@ -181,8 +188,12 @@ class Method:
         Without that, a motion that throws nearly everything out of view would win.
         """
         self.networks.eval()
+        return self.warp_error(clips, self.disparities(clips.color_aug[:, 0])[0])
+
+    def warp_error(self, clips: ClipBatch, disparity: Float[Tensor, "b _h _w"]) -> float:
+        """See `validation_error`; `disparity` is the targets'."""
         target, mask = clips.color[:, 0], inner(clips.mask[:, 0])
-        depth = depth_at(self.disparities(clips.color_aug[:, 0])[0], target)
+        depth = depth_at(disparity, target)
         errors = []
         for source, pose in enumerate(self.poses(clips), start=1):
             warped = warp_source(clips, source, depth, *pose)
