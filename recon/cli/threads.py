@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from recon.pipeline.config import Settings
 
-_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 def limit_threads(config: Path | None, overrides: Sequence[str]) -> None:
@@ -22,8 +22,10 @@ def limit_threads(config: Path | None, overrides: Sequence[str]) -> None:
     Called before anything imports NumPy, so it looks for `num_threads` alone and leaves every complaint about the
     config to the reading of the config. Threads that wait must sleep: left to spin, they take the processor from the
     very thread they wait for as soon as anything else runs on the machine, which was measured to cost a factor of 40.
+    OpenBLAS cannot be told to sleep, and matrices are small here: two threads of it took 17 times as long as one.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     words = [word.partition("=")[2] for word in overrides if word.startswith("num_threads=")]
     value = words[-1] if words else _in_file(config)
     if value and re.fullmatch("[1-9][0-9]*", value):
