@@ -50,7 +50,7 @@ def test_an_adapter_is_nothing_at_first_and_keeps_all_names(network, kind):
     after = network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     kept = fit_weights(network, before, may_miss=("*.lora_?",))
-    assert set(kept) == set(after) - set(before) and len(kept) == 4 * {"lora": 2, "dvlora": 4, "ssb": 2}[kind]
+    assert set(kept) == set(after) - set(before) and len(kept) == 4 * {"lora": 2, "dvlora": 4, "rvlora": 4, "ssb": 2}[kind]
 
 
 @pytest.mark.parametrize("kind", adapters.KINDS)
@@ -134,7 +134,7 @@ def test_a_layer_whose_call_is_bypassed_is_not_adapted(network):
 
 
 def test_wrong_names_are_told(network):
-    with pytest.raises(ReconError, match="'vera' is not known; known: lora, dvlora, ssb"):
+    with pytest.raises(ReconError, match="'vera' is not known; known: lora, dvlora, rvlora, ssb"):
         attach(network, "last", "vera")
     with pytest.raises(ReconError, match=r"'head\.\*': found no Linear layer.*blocks\.0\.fc1"):
         attach(network, "head.*", "lora")

@@ -80,10 +80,10 @@ class DPTNeck(FusionNeck):
     """From four feature maps of one grid to four fused paths. `channels` are the pyramid's, finest first."""
 
     def __init__(self, width: int, features: int, channels: Sequence[int]) -> None:
-        super().__init__(features, channels)
+        # Made before what is shared, so that random starts are drawn in the order of the pictures' way through the network.
         finest, fine, _, coarse = channels
-        self.projects = nn.ModuleList([nn.Conv2d(width, number, 1) for number in channels])
-        self.resize_layers = nn.ModuleList(
+        projects = nn.ModuleList([nn.Conv2d(width, number, 1) for number in channels])
+        resize_layers = nn.ModuleList(
             [
                 nn.ConvTranspose2d(finest, finest, 4, 4),
                 nn.ConvTranspose2d(fine, fine, 2, 2),
@@ -91,6 +91,8 @@ class DPTNeck(FusionNeck):
                 nn.Conv2d(coarse, coarse, 3, 2, 1),
             ]
         )
+        super().__init__(features, channels)
+        self.projects, self.resize_layers = projects, resize_layers
 
     def paths(
         self, maps: Sequence[Float[Tensor, "b c rows columns"]], mix: Callable[[int, Tensor], Tensor] = lambda place, x: x
