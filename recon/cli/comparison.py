@@ -17,14 +17,15 @@ from typing import Any
 from recon.cli.results import stdout
 from recon.cli.truths import Truth, open_truths, recordings_of, split_notes
 from recon.data.splits import read_split, shared_frames
-from recon.eval.protocols import PROTOCOLS
+from recon.eval.protocols import OWN, PROTOCOLS
 from recon.io.atomic import write_text
 from recon.models import torch_device
-from recon.report.comparison import Comparison, render_comparison
+from recon.report.comparison import Comparison, PublishedTable, render_comparison
 from recon.report.page import Picture
 from recon.report.pictures import spread
-from recon.report.tables import method_table, with_interval
+from recon.report.tables import method_table, text_table, with_interval
 from recon.scoring.depth import DepthOptions, compare_depth
+from recon.scoring.experiments import ORIGINS, Difference, Experiment, differences, read_experiment
 from recon.scoring.files import write_scores
 from recon.scoring.networks import (
     Cost,
@@ -62,6 +63,7 @@ class _Plan:
     split: Path | None
     part: str
     protocols: tuple[str, ...]
+    experiment: Experiment | None = None
 
 
 def networks(arguments: argparse.Namespace) -> int:
@@ -83,13 +85,39 @@ def networks(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> _Plan:
     methods = tuple(word for text in arguments.methods or () for word in text.split(",") if word)
+    if arguments.experiment is not None:
+        return _plan_of_experiment(arguments, methods)
+    if arguments.data is not None:
+        raise ReconError("--data goes with --experiment FILE; without one, name recordings as SOURCE")
     if not methods:
         raise ReconError("no network is named: give --methods NAME[=WEIGHTS],..., with names of `recon models`")
     if not arguments.sources:
         raise ReconError("no recording is given: name a sequence of a known data set, a folder of such, or a phantom")
     title = ", ".join(arguments.sources)
-    protocols = tuple(arguments.protocol or ())
-    return _Plan(title, methods, tuple(arguments.sources), arguments.dataset, arguments.split, arguments.part, protocols)
+    return _Plan(
+        title, methods, tuple(arguments.sources), arguments.dataset, arguments.split, arguments.part or "test", _protocols(arguments)
+    )
+
+
+def _plan_of_experiment(arguments: argparse.Namespace, methods: tuple[str, ...]) -> _Plan:
+    """What the file says; only the networks may be others, since their weights lie where the user has them."""
+    if arguments.data is None or arguments.sources:
+        raise ReconError(f"--experiment {arguments.experiment} needs --data ROOT, the folder of its data set, and takes no SOURCE")
+    given = {"--dataset": arguments.dataset, "--split": arguments.split, "--part": arguments.part, "--protocol": arguments.protocol}
+    says = [option for option, value in given.items() if value is not None]
+    if says:
+        raise ReconError(
+            f"--experiment {arguments.experiment} says itself what {says[0]} would: leave that out, or leave out the experiment"
+        )
+    found = read_experiment(arguments.experiment)
+    protocols = tuple(name for name in found.protocols if name != OWN)
+    sources = (str(arguments.data),)
+    return _Plan(found.title, methods or found.methods, sources, found.dataset, found.split, found.part, protocols, found)
+
+
+def _protocols(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Those asked for; the project's own is always there."""
+    return tuple(name for name in dict.fromkeys(arguments.protocol or ()) if name != OWN)
 
 
 def _machine(device: str) -> Machine:
@@ -166,18 +194,27 @@ def _report(
     every = [score for found in scores.values() for score in found] if len(recordings) > 1 else list(summaries.values())
     means = list(summaries.values()) if len(recordings) > 1 else []
     notes = [*_cost_notes(recordings, costs), *split_notes(argparse.Namespace(split=plan.split, part=plan.part, trained_on=None))]
-    facts = {"networks": [_facts(one, costs[one.label]) for one in entrants]}
+    facts: dict[str, Any] = {"networks": [_facts(one, costs[one.label]) for one in entrants]}
+    published = []
+    if plan.experiment is not None:
+        notes += [*_shortfalls(plan, recordings, arguments.max_frames), *plan.experiment.notes]
+        found = [d for one in entrants for d in differences(plan.experiment.rows, one.label, one.model, summaries[one.label].metrics)]
+        facts["experiment"] = plan.experiment.name
+        facts["published"] = [{**asdict(d), "difference": d.difference} for d in found]
+        published = [_published_table(plan.experiment, found)]
     write_scores(out, every, means, notes, facts)
     shown = {label: headlines(score.metrics) for label, score in summaries.items()}
     all_notes = list(dict.fromkeys([*notes, *(note for score in (*every, *means) for note in score.notes)]))
     sentences = {label: score.inputs.sentences(score.dataset, score.sequence) for label, score in summaries.items()}
-    page = Comparison(plan.title, shown, sentences, all_notes, list(_pictures(entrants, recordings, out)))
+    page = Comparison(plan.title, shown, sentences, all_notes, list(_pictures(entrants, recordings, out)), published)
     write_text(out / PAGE, render_comparison(page))
     if arguments.json:
         as_json = {"scores": [s.as_json() for s in every], "summaries": [s.as_json() for s in summaries.values()], "notes": notes}
         print(json.dumps({**as_json, **facts}, allow_nan=False))
         return 0
     stdout.print(method_table(shown, f"{plan.title} (* best)", with_interval))
+    for table in published:
+        stdout.print(text_table(table.title, table.columns, table.rows))
     for label, lines in sentences.items():
         stdout.print(f"{label}: {'; '.join(lines)}", soft_wrap=True)
     for note in all_notes:
@@ -206,6 +243,33 @@ def _facts(one: Entrant, cost: Cost) -> dict[str, Any]:
     """A network's entry in scores.json."""
     where = {"model": one.model, "output": one.info.output, "licence": one.info.licence, "weights_sha256": one.sha256 or None}
     return {"method": one.label, **where, "trained_on": None if one.seen is None else list(one.seen), **asdict(cost)}
+
+
+def _shortfalls(plan: _Plan, recordings: Sequence[Recording], max_frames: int | None) -> list[str]:
+    """Why the figures are not of all that the published ones are of."""
+    notes = []
+    if plan.split is not None:
+        expected = len(read_split(plan.split).parts[plan.part])
+        if len(recordings) < expected:
+            notes.append(f"{len(recordings)} of the {expected} recordings of the {plan.part} part are here; published figures are of all")
+    if max_frames is not None:
+        notes.append(f"at most {max_frames} frames of a recording were scored; published figures are of all")
+    return notes
+
+
+def _published_table(experiment: Experiment, found: Sequence[Difference]) -> PublishedTable:
+    """A line for every published row, and below it one for each network that was run: its figures, and how much they differ."""
+    names = list(dict.fromkeys(name for row in experiment.rows for name in row.figures))
+    rows: list[list[str]] = []
+    for row in experiment.rows:
+        figures = [f"{row.figures[name]:g}" if name in row.figures else "" for name in names]
+        remark = f" ({row.note})" if row.note else ""
+        rows.append([f"{row.method}{remark}", ORIGINS[row.origin], *figures, row.source])
+        for label in dict.fromkeys(d.label for d in found if d.row == row):
+            own = {d.name: f"{d.here:.4g} ({d.difference:+.2g})" for d in found if d.row == row and d.label == label}
+            rows.append([f"  {label}", "here, and minus published", *(own.get(name, "") for name in names), ""])
+    title = f"published: {experiment.title}, {', '.join(experiment.protocols)}"
+    return PublishedTable(title, ["method", "measured", *names, "read in"], rows)
 
 
 def _cost_notes(recordings: Sequence[Recording], costs: dict[str, Cost]) -> list[str]:

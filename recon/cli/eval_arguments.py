@@ -36,6 +36,7 @@ NETWORKS_SUMMARY = "several depth networks on the same frames: errors, parameter
 NETWORKS_EXAMPLES = """
         recon eval networks --methods student,falloff phantom:tube /data/c3vd/cecum_t1_a --out compared
         recon eval networks --methods student,endodac=depth_model.pth /data/SCARED --split configs/splits/scared-af.toml
+        recon eval networks --experiment configs/experiments/scared.toml --data /data/SCARED --methods endodac=depth_model.pth,student
         """
 MAX_FACTOR = 1e9
 MAX_SEED = 2**31 - 1
@@ -139,9 +140,13 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=WEIGHTS],...",
         help="names of `recon models` or paths of exported networks, with their weights where those are not in the package",
     )
+    parser.add_argument(
+        "--experiment", type=Path, metavar="FILE", help="a paper's table (see configs/experiments): data set, split, protocol and networks"
+    )
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="folder of the experiment's data set")
     parser.add_argument("--dataset", metavar="NAME", help="read every SOURCE as this data set instead of recognising it")
     parser.add_argument("--split", type=Path, metavar="FILE", help="compare only on what this split names (see configs/splits)")
-    parser.add_argument("--part", default="test", help="of the split (default: %(default)s)")
+    parser.add_argument("--part", help="of the split (default: test)")
     parser.add_argument(
         "--protocol", action="append", metavar="NAME", help="published protocol beside the own one and the data set's; may be repeated"
     )

@@ -25,7 +25,6 @@ class PublishedTable:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     """A cell a column."""
-    notes: Sequence[str]
 
 
 @dataclass(frozen=True)

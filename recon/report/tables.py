@@ -121,6 +121,14 @@ def best_method(metrics: dict[str, Metric]) -> str | None:
     return ranked[0] if margin > (first.noise_floor or 0.0) else None
 
 
+def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Cells of text for the terminal."""
+    table = Table(*columns, title=title, title_justify="left", header_style="", title_style="")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def as_csv(rows: Iterable[dict[str, Any]]) -> str:
     """Rows of any columns, in the order in which columns first appear; empty where a row has none."""
     rows = list(rows)
