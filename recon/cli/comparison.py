@@ -25,7 +25,7 @@ from recon.report.page import Picture
 from recon.report.pictures import spread
 from recon.report.tables import method_table, text_table, with_interval
 from recon.scoring.depth import DepthOptions, compare_depth
-from recon.scoring.experiments import ORIGINS, Difference, Experiment, differences, read_experiment
+from recon.scoring.experiments import ORIGINS, UNITS, Difference, Experiment, differences, read_experiment
 from recon.scoring.files import write_scores
 from recon.scoring.networks import (
     Cost,
@@ -269,7 +269,8 @@ def _published_table(experiment: Experiment, found: Sequence[Difference]) -> Pub
             own = {d.name: f"{d.here:.4g} ({d.difference:+.2g})" for d in found if d.row == row and d.label == label}
             rows.append([f"  {label}", "here, and minus published", *(own.get(name, "") for name in names), ""])
     title = f"published: {experiment.title}, {', '.join(experiment.protocols)}"
-    return PublishedTable(title, ["method", "measured", *names, "read in"], rows)
+    columns = [f"{name} ({UNITS[name]})" if name in UNITS else name for name in names]
+    return PublishedTable(title, ["method", "measured", *columns, "read in"], rows)
 
 
 def _cost_notes(recordings: Sequence[Recording], costs: dict[str, Cost]) -> list[str]:

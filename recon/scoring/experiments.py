@@ -25,6 +25,8 @@ ORIGINS = {
 }
 """Who measured a published figure; keys stand in the files."""
 TEMPORAL = ("tae", "tas")
+UNITS = {"mae": "mm", "median_ae": "mm", "rmse": "mm", "sq_rel": "mm", "tae": "%"}
+"""Of published figures, whatever the paper prints; the others have none."""
 _EXPERIMENT = {"title": str, "dataset": str, "protocols": list, "methods": list, "published": str}
 _EXPERIMENT_OPTIONAL = {"split": str, "part": str, "cap_mm": float, "notes": list}
 _PUBLISHED = {"title": str, "notes": list}
