@@ -20,6 +20,7 @@ from recon.data.splits import read_split, shared_frames
 from recon.eval.protocols import OWN, PROTOCOLS
 from recon.io.atomic import write_text
 from recon.models import torch_device
+from recon.pipeline.lock import run_lock
 from recon.report.comparison import Comparison, PublishedTable, render_comparison
 from recon.report.page import Picture
 from recon.report.pictures import spread
@@ -78,7 +79,8 @@ def networks(arguments: argparse.Namespace) -> int:
         _refuse_seen(one, plan)
     truths = _truths(plan)
     recordings = [_recording(truth, plan, arguments.max_frames) for truth in truths]
-    costs = predict(entrants, recordings, machine, arguments.out, say=lambda line: print(line, file=sys.stderr, flush=True))
+    with run_lock(arguments.out):
+        costs = predict(entrants, recordings, machine, arguments.out, say=lambda line: print(line, file=sys.stderr, flush=True))
     scores = {one.label: [_score(one, *pair, plan, arguments) for pair in zip(truths, recordings, strict=True)] for one in entrants}
     return _report(plan, entrants, recordings, costs, scores, arguments)
 

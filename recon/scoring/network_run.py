@@ -8,6 +8,7 @@ written frame by frame, so that an interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -59,7 +60,7 @@ def run(task: dict[str, Any]) -> None:
 
 
 def _predict(model: DepthModel, sequence: FrameSequence, missing: Sequence[int], folder: Path) -> None:
-    scope = scope_of(sequence)
+    scope, parent = scope_of(sequence), os.getppid()
 
     def picture(index: int) -> Picture | None:
         try:
@@ -82,6 +83,8 @@ def _predict(model: DepthModel, sequence: FrameSequence, missing: Sequence[int],
             row = {"index": index, "seconds": seconds, "peak_memory_mb": peak_memory_mb(), "gpu_memory_mb": _gpu_memory_mb()}
             log.write(json.dumps(row) + "\n")
             log.flush()
+            if os.getppid() != parent:
+                raise SystemExit(1)  # nobody waits for the rest, and the next call may be writing it already
 
 
 def _estimates(
