@@ -32,6 +32,12 @@ PREDICTIONS = {
     "trajectory": "run folder, TUM or KITTI file, or COLMAP model",
     "surface": "run folder, mesh (PLY, OBJ, STL, OFF, GLB), or depth maps, each scored as the surface of its view",
 }
+NETWORKS_SUMMARY = "several depth networks on the same frames: errors, parameters, time and memory"
+NETWORKS_EXAMPLES = """
+        recon eval networks --methods student,falloff phantom:tube /data/c3vd/cecum_t1_a --out compared
+        recon eval networks --methods student,endodac=depth_model.pth /data/SCARED --split configs/splits/scared-af.toml
+        recon eval networks --experiment configs/experiments/scared.toml --data /data/SCARED --methods endodac=depth_model.pth,student
+        """
 MAX_FACTOR = 1e9
 MAX_SEED = 2**31 - 1
 """As `recon.types` has it, which loads numpy."""
@@ -45,6 +51,7 @@ def add_eval(add_verb: Callable[..., argparse.ArgumentParser], verbs) -> None:
     kinds = parser.add_subparsers(metavar="KIND", required=True, title="kinds")
     for kind, summary in SUMMARIES.items():
         _add_arguments(add_verb(kinds, kind, f"evaluate:{kind}", summary, EXAMPLES[kind]), kind)
+    _add_networks(add_verb(kinds, "networks", "comparison:networks", NETWORKS_SUMMARY, NETWORKS_EXAMPLES))
     add_verb(kinds, "protocols", "evaluate:protocols", "list the published depth protocols", "recon eval protocols")
 
 
@@ -121,3 +128,36 @@ def _add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
             metavar="MM",
             help="what missing surface costs in the penalised score (10)",
         )
+
+
+def _add_networks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "sources", nargs="*", metavar="SOURCE", help="sequence of a known data set with true depth, a folder of such, or phantom:SCENE"
+    )
+    parser.add_argument(
+        "--methods",
+        action="append",
+        metavar="NAME[=WEIGHTS],...",
+        help="names of `recon models` or paths of exported networks, with their weights where those are not in the package",
+    )
+    parser.add_argument(
+        "--experiment", type=Path, metavar="FILE", help="a paper's table (see configs/experiments): data set, split, protocol and networks"
+    )
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="folder of the experiment's data set")
+    parser.add_argument("--dataset", metavar="NAME", help="read every SOURCE as this data set instead of recognising it")
+    parser.add_argument("--split", type=Path, metavar="FILE", help="compare only on what this split names (see configs/splits)")
+    parser.add_argument("--part", help="of the split (default: test)")
+    parser.add_argument(
+        "--protocol", action="append", metavar="NAME", help="published protocol beside the own one and the data set's; may be repeated"
+    )
+    parser.add_argument("--max-frames", type=_whole(1, 10**9), metavar="N", help="of a recording, evenly spread")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/networks"),
+        metavar="DIR",
+        help="gets networks.html, scores.json, scores.csv, scores.tex and predictions, which the next call uses (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="auto", help='"auto" takes a CUDA device when there is one')
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--seed", type=_whole(0, MAX_SEED), default=0, help="of the bootstrap")

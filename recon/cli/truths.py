@@ -28,6 +28,8 @@ class Truth:
     """Frames of the split's part; None for all."""
     is_bare: bool
     """True when it came as a file and not as a data set, so that all of a surface counts unless a lens says what was seen."""
+    path: str = ""
+    """Of the recording, absolute unless it names a phantom; empty for bare files."""
 
 
 def open_truths(kind: str, arguments: argparse.Namespace) -> Iterator[Truth]:
@@ -35,7 +37,7 @@ def open_truths(kind: str, arguments: argparse.Namespace) -> Iterator[Truth]:
     split = None if arguments.split is None else read_split(arguments.split)
     if split is not None:
         _refuse_seen_recordings(split, arguments)
-    recordings = _recordings(arguments)
+    recordings = recordings_of(arguments.truth, arguments.dataset)
     if recordings is None:
         if split is not None:
             raise ReconError(f"{arguments.truth} is no sequence of a known data set, so --split cannot say which part of it counts")
@@ -52,7 +54,8 @@ def open_truths(kind: str, arguments: argparse.Namespace) -> Iterator[Truth]:
             indices = tuple(int(index) for index in split.frames(arguments.part, wanted, len(sequence.frames)))
         _refuse_seen_frames(sequence, Path(path), indices, arguments)
         num_found += 1
-        yield Truth(name, replace(sequence, name=name or sequence.name), indices, is_bare=False)
+        place = path if is_phantom(path) else str(Path(path).absolute())
+        yield Truth(name, replace(sequence, name=name or sequence.name), indices, is_bare=False, path=str(place))
     if not num_found:
         raise ReconError(f"{arguments.truth} holds no recording of the {arguments.part} part of {arguments.split}")
 
@@ -68,20 +71,19 @@ def split_notes(arguments: argparse.Namespace) -> list[str]:
     return notes
 
 
-def _recordings(arguments: argparse.Namespace) -> list[tuple[str, str | Path]] | None:
-    """Names and paths, the name empty when GT itself is the recording; None when GT is a bare file or folder."""
-    source = arguments.truth
+def recordings_of(source: str, dataset: str | None) -> list[tuple[str, str | Path]] | None:
+    """Names and paths, the name empty when the source itself is the recording; None when it is a bare file or folder."""
     if is_phantom(source):
         return [("", source)]
     found = detect(source)
-    if arguments.dataset is not None or found not in WITHOUT_TRUTH:
-        if arguments.dataset is not None and arguments.dataset not in DATASETS:
-            raise ReconError(f"data set {arguments.dataset!r} is not known; known: {', '.join(DATASETS)}")
-        if arguments.dataset is None or DATASETS[arguments.dataset].matches(Path(source)):
+    if dataset is not None or found not in WITHOUT_TRUTH:
+        if dataset is not None and dataset not in DATASETS:
+            raise ReconError(f"data set {dataset!r} is not known; known: {', '.join(DATASETS)}")
+        if dataset is None or DATASETS[dataset].matches(Path(source)):
             return [("", source)]
-    below = find_sequences(source, arguments.dataset) if Path(source).is_dir() else []
-    if not below and arguments.dataset is not None:
-        raise ReconError(f"{source} is no recording of {arguments.dataset} and holds none")
+    below = find_sequences(source, dataset) if Path(source).is_dir() else []
+    if not below and dataset is not None:
+        raise ReconError(f"{source} is no recording of {dataset} and holds none")
     return list(below) or None
 
 

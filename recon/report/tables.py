@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -60,16 +61,37 @@ def alignment_table(metrics: Sequence[Metric], title: str, show: Callable[[Metri
 
 def method_table(metrics_of: dict[str, Sequence[Metric]], title: str, show: Callable[[Metric], str] = formatted) -> Table:
     """Several methods: a row a metric under one alignment, a column a method, the best value marked."""
+    shown = {
+        row.key: {method: text + (" *" if method == row.best else "") for method, text in row.cells.items()}
+        for row in method_rows(metrics_of, show)
+    }
+    return _table(title, shown, list(metrics_of))
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One figure of several methods."""
+
+    key: Row
+    """The name says the alignment too."""
+    cells: dict[str, str]
+    """By method; absent where it has no such figure."""
+    best: str | None
+
+
+def method_rows(metrics_of: dict[str, Sequence[Metric]], show: Callable[[Metric], str] = formatted) -> list[MethodRow]:
+    """Figures of several methods, in the order in which they first appear."""
     rows: dict[Row, dict[str, Metric]] = {}
     for method, metrics in metrics_of.items():
         for metric in metrics:
             group, name, protocol = _row(metric)
-            rows.setdefault((group, f"{name}, {metric.alignment}", protocol), {})[method] = metric
-    shown = {}
+            aligned = name if metric.group == "speed" else f"{name}, {metric.alignment}"
+            rows.setdefault((group, aligned, protocol), {})[method] = metric
+    found = []
     for row, metrics in rows.items():
         best = best_method({method: metric for method, metric in metrics.items() if _may_win(metric, metrics_of, method)})
-        shown[row] = {method: show(metric) + (" *" if method == best else "") for method, metric in metrics.items()}
-    return _table(title, shown, list(metrics_of))
+        found.append(MethodRow(row, {method: show(metric) for method, metric in metrics.items()}, best))
+    return found
 
 
 def _may_win(metric: Metric, metrics_of: dict[str, Sequence[Metric]], method: str) -> bool:
@@ -97,6 +119,14 @@ def best_method(metrics: dict[str, Metric]) -> str | None:
     ranked = sorted(metrics, key=lambda method: metrics[method].value, reverse=not first.lower_is_better)
     margin = abs(metrics[ranked[0]].value - metrics[ranked[1]].value)
     return ranked[0] if margin > (first.noise_floor or 0.0) else None
+
+
+def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Cells of text for the terminal."""
+    table = Table(*columns, title=title, title_justify="left", header_style="", title_style="")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def as_csv(rows: Iterable[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,23 @@ from recon.report.tables import as_csv, as_latex
 from recon.scoring.score import SCHEMA, Score
 
 
-def write_scores(out: Path, scores: Sequence[Score], means: Sequence[Score], notes: Sequence[str]) -> None:
+def write_scores(
+    out: Path, scores: Sequence[Score], means: Sequence[Score], notes: Sequence[str], more: Mapping[str, Any] | None = None
+) -> None:
     """Write scores.json, scores.csv, scores.tex and, where single frames have values, frames.csv.
 
-    `scores` are single sequences, `means` are over several; the LaTeX rows take a method's mean where it has one.
+    `scores` are single sequences, `means` are over several; the LaTeX rows take a method's mean where it has one. `more` holds
+    further entries of the JSON file.
     """
     write_json(
         out / "scores.json",
-        {"schema": SCHEMA, "scores": [s.as_json() for s in scores], "means": [s.as_json() for s in means], "notes": list(notes)},
+        {
+            "schema": SCHEMA,
+            "scores": [s.as_json() for s in scores],
+            "means": [s.as_json() for s in means],
+            "notes": list(notes),
+            **(more or {}),
+        },
     )
     write_text(out / "scores.csv", as_csv(row for score in (*scores, *means) for row in _rows(score)))
     rows = [{"method": s.method, "sequence": s.sequence, **frame} for s in scores for frame in s.frames]

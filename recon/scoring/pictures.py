@@ -83,3 +83,30 @@ def surface_pictures(folder: Path, sequence: FrameSequence, prediction: Predicti
     panels = [(f"{view.name}, {rung.alignment}", renderer.render(colors, view, 420, 360)) for view in views]
     label = f"distance to truth ({sequence.unit})"
     write_bytes(folder / "surface_error.png", panels_figure(panels, ERROR_COLORS, 0.0, high, label))
+
+
+def network_pictures(sequence: FrameSequence, predictions: Sequence[Prediction], index: int) -> list[tuple[str, bytes]]:
+    """Depth and relative error of one frame by every prediction beside each other, one scale each: captions and PNG bytes.
+
+    Empty where the frame has no truth.
+    """
+    truth = sequence.depth_gt(index) if sequence.depth_gt is not None else None
+    gt = None if truth is None else np.where(truth.valid, truth.depth, 0).astype(np.float64)
+    if gt is None or not (gt > 0).any():
+        return []
+    depths: list[tuple[str, np.ndarray]] = [("true depth", np.where(gt > 0, gt, np.nan))]
+    errors: list[tuple[str, np.ndarray]] = []
+    with suppress(FrameError):
+        errors.append((f"frame {index}", sequence.frames[index].image()))
+    for prediction in predictions:
+        pred = prediction.z_depth(index)
+        pred = np.zeros_like(gt) if pred is None else cv2.resize(pred, gt.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        known = (pred > 0) & (gt > 0)
+        scale = float(np.median(gt[known] / pred[known])) if known.any() else 1.0
+        depths.append((prediction.name, np.where(pred > 0, scale * pred, np.nan)))
+        errors.append((prediction.name, np.where(known, np.abs(scale * pred - gt) / np.where(known, gt, 1), np.nan)))
+    low, high = np.percentile(gt[gt > 0], [1, 99])
+    return [
+        (f"{sequence.name}, frame {index}: depth", panels_figure(depths, "magma_r", low, high, f"depth ({sequence.unit})")),
+        (f"{sequence.name}, frame {index}: error", panels_figure(errors, ERROR_COLORS, 0.0, MAX_RELATIVE_ERROR, "relative error")),
+    ]
