@@ -317,3 +317,13 @@ def test_two_scenes_of_one_recording_are_two_pieces(tmp_path):
     assert np.allclose(piece["frames"][0]["T_world_camera"], np.eye(4), atol=1e-12)
     check_centres({f["index"]: np.array(f["T_world_camera"]) for f in piece["frames"]}, poses, 0.02)
     assert all("piece 2 (5 frames, 7 to 11)" in description["frames"][index]["reason"] for index in range(cut, num))
+
+
+def test_what_lies_on_both_sides_of_a_piece_is_found_too(tmp_path):
+    poses = sideways(18)
+    inputs = write_inputs(tmp_path, poses, blank=None, rejected=None)
+    for index, pose in enumerate(poses):
+        write_jpeg(inputs["frames"] / "images" / f"{index:06d}.jpg", render(pose, seed=index // 6)[0])
+    description = run(inputs, tmp_path / "out", method="alignment")
+    apart = [{frame["index"] for frame in piece["frames"]} for piece in description["pieces"]]
+    assert sorted(map(sorted, [*apart, found_poses(description)])) == [list(range(k, k + 6)) for k in (0, 6, 12)]

@@ -33,6 +33,8 @@ Method = Literal["hybrid", "sfm", "alignment"]
 CACHED_FRAMES = 32
 MIN_PIECE_FRAMES = 5
 """Fewer frames that hang together are no piece worth telling of."""
+MAX_FAILED = 30
+"""Frames from which no piece grew, after which no further ones are tried."""
 NUM_LOOKS = 8
 """Frames of a lost stretch that are compared with what was seen elsewhere."""
 STARTS = (0.0, 0.25, 0.5, 0.75)
@@ -200,7 +202,9 @@ class Tracker:
                 taken |= set(pieces[-1].poses)
         if self.method == "sfm":
             return pieces
-        for stretch in self._stretches(taken):
+        failed: set[int] = set()
+        while len(failed) < MAX_FAILED and (stretches := self._stretches(taken | failed)):
+            stretch = max(stretches, key=len)
             middle = stretch[len(stretch) // 2]
             chain = self._chain()
             chain.add(middle, np.eye(4), 1.0 / chain.load(middle).median_depth)
@@ -208,6 +212,8 @@ class Tracker:
             if len(piece.poses) >= MIN_PIECE_FRAMES:
                 pieces.append(piece)
                 taken |= set(piece.poses)
+            else:
+                failed.add(middle)
         return pieces
 
     def _grown(self, chain: Chain, sparse: SparseMap | None, taken: Set[int]) -> Track:
