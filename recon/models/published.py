@@ -119,7 +119,7 @@ MODELS = (
         output="disparity",
         trained_on=SCARED,
         load=partial(inference.load_monodepth2, False),
-        published="depth.safetensors, which its authors (arXiv 2504.17582) do not publish" + _own("mdass"),
+        published="depth.safetensors, which its authors (https://arxiv.org/abs/2504.17582) do not publish" + _own("mdass"),
     ),
     ModelInfo(
         name="endodav",
