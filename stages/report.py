@@ -66,7 +66,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     sources = PictureSources(inputs, frames, trajectory, read_mesh(inputs["mesh"] / "mesh.ply"))
     report = _report(inputs, source, frames, evaluation, config)
     report["pieces"] = [_piece(number, piece["frames"]) for number, piece in enumerate(tracked["pieces"], start=2)]
-    report["still"] = tracked["mapping"]["extent"] < MIN_EXTENT and not source["is_unrelated"]
+    report["still"] = report["frames"]["posed"] > 1 and tracked["mapping"]["extent"] < MIN_EXTENT and not source["is_unrelated"]
     report["cuts"] = read_json(inputs["masks"] / "gate.json")["cuts"]
     report["seconds"]["report"] = round(time.perf_counter() - start, 3)
     pictures = page_pictures(sources, config.num_frames_shown, config.preview_width_px, report["seconds"])

@@ -61,7 +61,7 @@ def _maps(inputs: dict[str, Path], work: Path, frames: list[int], config: Config
 STAGE = Stage(
     config=Config,
     run=run,
-    version=3,
+    version=4,
     reads=("frames", "camera", "masks"),
     writes=("structure.json",),
     seconds_per_frame=1.0,

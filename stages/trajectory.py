@@ -146,7 +146,7 @@ def _also_reads(config: Config) -> tuple[str, ...]:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=4,
+    version=5,
     reads=("frames", "camera", "masks", "depth"),
     also_reads=_also_reads,
     writes=("camera.json", "trajectory.json", "points.npz"),

@@ -11,13 +11,13 @@ from fusion_scenes import CAMERA, fused, look_at, orbit, silent, sphere_depth, t
 from recon.fusion import fuse as fusion
 from recon.fusion.consistency import agreement, log_residual
 from recon.fusion.fuse import FusionSettings, fuse
-from recon.fusion.regions import split
+from recon.fusion.regions import joined, split
 from recon.fusion.selection import select_frames, select_neighbours
 from recon.fusion.tsdf import BYTES_PER_BLOCK
 from recon.fusion.view import rays
 from recon.fusion.weights import pixel_weights
 from recon.geometry.surface import edge_mask, normals_from_depth
-from recon.types import ReconError
+from recon.types import Mesh, ReconError
 
 
 def sphere_error(mesh) -> np.ndarray:
@@ -197,6 +197,15 @@ def test_a_volume_larger_than_memory_gives_the_same_surface(sphere_views):
     parts, _ = fuse(sphere_views.__getitem__, neighbours, 30.0, 0.02, "mm", small, silent)
     for name in ("vertices", "faces", "colors", "confidence", "observations", "matched"):
         assert np.array_equal(getattr(parts, name), getattr(whole, name)), name
+
+
+def test_a_region_without_surface_takes_nothing_from_the_others(sphere_views):
+    whole = fused(sphere_views)
+    empty = Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64), unit=whole.unit)
+    for parts in ([empty, whole], [whole, empty]):
+        mesh = joined(parts)
+        assert np.array_equal(mesh.vertices, whole.vertices) and np.array_equal(mesh.confidence, whole.confidence)
+    assert len(joined([empty, empty]).faces) == 0
 
 
 def test_regions_share_out_every_block_and_carry_their_surroundings():

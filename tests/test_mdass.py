@@ -38,7 +38,8 @@ def test_size_is_that_of_the_network_that_it_trains():
     network = untrained("mdass", config_of("mdass")).networks["depth"]
     assert sum(p.numel() for p in network.parameters()) == registry()["mdass"].parameters == 14_329_236
     with pytest.raises(
-        ReconError, match=r"depth\.safetensors, which its authors \(arXiv 2504\.17582\) do not publish; `recon train configs"
+        ReconError,
+        match=r"depth\.safetensors, which its authors \(https://arxiv\.org/abs/2504\.17582\) do not publish; `recon train configs",
     ):
         model_info("mdass").weights_path(None)
 

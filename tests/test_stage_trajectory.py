@@ -319,6 +319,7 @@ def test_two_scenes_of_one_recording_are_two_pieces(tmp_path):
     assert all("piece 2 (5 frames, 7 to 11)" in description["frames"][index]["reason"] for index in range(cut, num))
 
 
+@pytest.mark.slow
 def test_what_lies_on_both_sides_of_a_piece_is_found_too(tmp_path):
     poses = sideways(18)
     inputs = write_inputs(tmp_path, poses, blank=None, rejected=None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recon.fusion.consistency import log_residual
-from recon.fusion.regions import joined, part_of, reach, split
+from recon.fusion.regions import Region, joined, part_of, reach, split
 from recon.fusion.tsdf import BYTES_PER_BLOCK, TsdfVolume, merge_blocks, touched_blocks
 from recon.fusion.verdict import Rigidity, judge, rigidity_of
 from recon.fusion.view import View
@@ -97,22 +97,24 @@ def fuse(
         view = load(i)
         return replace(view, weight=view.weight * (verdicts[i].weight.astype(np.float32) / 255))
 
-    origin = np.median([load(i).T_world_camera[:3, 3] for i in range(num)], axis=0)
+    reaches = [reach(load(i)) for i in range(num)]
+    origin = np.median([centre for centre, _ in reaches], axis=0)
     voxel, truncation, blocks = _size_volume(weighed, num, median_depth, noise, origin, settings)
     stats = FusionStats(
         num, median_depth, noise, tolerance, voxel, truncation, len(blocks), kept / max(known, 1), typical_sigma, rigidity_of(verdicts)
     )
     if len(blocks) == 0:
         raise _empty(stats, known, kept)
-    reaches = [reach(load(i)) for i in range(num)]
-    parts = []
-    for region in split(blocks, settings.max_volume_bytes // BYTES_PER_BLOCK):
+
+    def fused(region: Region) -> Mesh:
         volume = TsdfVolume(region.blocks, voxel, truncation, origin, typical_sigma * median_depth, CONFIDENCE_TOLERANCE * median_depth)
         seeing = [i for i in range(num) if region.is_within(*reaches[i], origin, voxel, truncation)]
         for i in watch(seeing, len(seeing), "fusing depth"):
             volume.integrate(weighed(i))
-        parts.append((region, volume.extract(unit)))
-    mesh = parts[0][1] if len(parts) == 1 else joined([part_of(part, region, origin, voxel) for region, part in parts])
+        return volume.extract(unit)
+
+    regions = split(blocks, settings.max_volume_bytes // BYTES_PER_BLOCK)
+    mesh = fused(regions[0]) if len(regions) == 1 else joined([part_of(fused(region), region, origin, voxel) for region in regions])
     if len(mesh.faces) == 0:
         raise _empty(stats, known, kept)
     return mesh, stats

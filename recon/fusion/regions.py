@@ -78,7 +78,8 @@ def part_of(mesh: Mesh, region: Region, origin: Float[np.ndarray, " 3"], voxel: 
 
 
 def joined(parts: Sequence[Mesh]) -> Mesh:
-    """One mesh of the parts, with vertices on borders shared again, in canonical order."""
+    """One mesh of the parts, with vertices on borders shared again, in canonical order; parts without a face are passed over."""
+    parts = [part for part in parts if len(part.faces)] or list(parts[:1])
     starts = np.cumsum([0, *[len(part.vertices) for part in parts]])
     faces = np.concatenate([part.faces + start for part, start in zip(parts, starts, strict=False)])
     rows = {name: np.concatenate([_by_vertex(part)[name] for part in parts]) for name in _by_vertex(parts[0])}

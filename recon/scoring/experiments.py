@@ -174,3 +174,5 @@ def _check(path: Path, table: Any, keys: Mapping[str, type], optional: Mapping[s
         kind = (int, float) if known[key] is float else known[key]
         if not isinstance(value, kind):
             raise ReconError(f"{path}: {key} is {value!r}, expected a {known[key].__name__}")
+        if isinstance(value, list) and not (all(isinstance(v, str) for v in value) or all(isinstance(v, dict) for v in value)):
+            raise ReconError(f"{path}: {key} is {value!r}, expected texts in quotes")

@@ -2,7 +2,7 @@
 
 What stays of it: per recording, `NNNNNN.tiff` (z-depth as the network gives it, on the picture's own aspect) and a line of
 `frames.jsonl` for every frame, with the seconds that its inference took and the peak memory of the process until then. Both are
-written frame by frame, so that an interrupted run goes on where it stopped.
+written frame by frame, so that an interrupted run goes on where it stopped; those of a network of windows when its pass is over.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ import pycolmap
 from jaxtyping import Float
 from scipy.cluster.vq import kmeans2, vq
 
+from recon.tracking.sift import DESCRIPTOR_UNITS
+
 NUM_WORDS = 32
 WORDS_SAMPLE = 20_000
 """Descriptors that the vocabulary is learnt on."""
@@ -67,5 +69,4 @@ def _descriptors(database: Path, names: Sequence[str]) -> Iterator[Float[np.ndar
         ids = {image.name: image.image_id for image in opened.read_all_images()}
         for name in names:
             stored = opened.read_descriptors(ids[name]).data if opened.exists_descriptors(ids[name]) else np.zeros((0, 128))
-            raw = np.asarray(stored, np.float32).reshape(-1, 128)
-            yield np.sqrt(raw / np.maximum(raw.sum(axis=1, keepdims=True), 1e-6))
+            yield np.asarray(stored, np.float32).reshape(-1, 128) / DESCRIPTOR_UNITS

@@ -89,7 +89,7 @@ def _meetings(chain: Chain, keyframes: list[int], movable: list[int]) -> list[Ed
     for before, after in pairwise(order):
         linked = any(edge is not None and edge.key == other for edge, other in _links(chain, before, after))
         near = chain.position(after) - chain.position(before) <= chain.options.max_gap
-        if not linked and near and (before in movable or after in movable):
+        if not linked and near and chain.is_one_shot(before, after) and (before in movable or after in movable):
             guess = se3.inverse(chain.poses[after]) @ chain.poses[before]
             edge = chain.edge(before, after, [guess], MIN_OVERLAP, MIN_CORRELATION)
             found += [] if edge is None else [edge]

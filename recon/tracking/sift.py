@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,8 +55,9 @@ def detect_all(
         mask = None if masks is None else read_mask(masks / f"{name}.png")
         return detect(read_image(images / name), mask, max_num, contrast)
 
-    with ThreadPoolExecutor(num_threads or None) as pool:
-        size = 4 * max(num_threads, 1)
+    workers = num_threads or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        size = 4 * workers
         for start in range(0, len(names), size):
             some = names[start : start + size]
             yield from zip(some, pool.map(load, some), strict=True)

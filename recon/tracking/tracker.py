@@ -104,7 +104,8 @@ class Tracker:
 
     def run(self) -> Track:
         """Joining of the maps, then alignment of what is left, then pieces for what neither could reach."""
-        still = bool(self.maps) and is_still(self.maps[0])
+        # A recording with cuts has shots that the largest map says nothing of.
+        still = bool(self.maps) and not self.recording.cuts and is_still(self.maps[0])
         maps = [] if still else self.maps
         self.camera = maps[0].camera if maps else self.recording.camera
         self.load = lru_cache(CACHED_FRAMES)(self._dense_frame)
@@ -119,7 +120,8 @@ class Tracker:
         others = sorted((piece for piece in pieces if piece is not longest), key=lambda piece: -len(piece.poses))
         missing = [index for index in self.recording.order if index not in longest.poses]
         reasons = {index: main.reasons.get(index, "structure from motion did not register it") for index in missing}
-        return replace(normalised(longest), reasons=reasons, others=[normalised(piece) for piece in others if piece.poses])
+        others = [normalised(piece) for piece in others if piece.poses]
+        return replace(normalised(longest), reasons=reasons, others=others, num_maps=main.num_maps, num_joined=main.num_joined)
 
     def _chain(self) -> Chain:
         return Chain(self.recording.order, self.load, self.chain_options, self.recording.cuts)
@@ -188,6 +190,8 @@ class Tracker:
             return
         finder = Finder.of(chain)
         for stretch in lost:
+            # Growing from one stretch may have posed frames of the next.
+            stretch = [index for index in stretch if index not in chain.poses]
             if any(find_again(finder, index) for index in stretch[:: max(1, len(stretch) // NUM_LOOKS)]):
                 self._align(chain, leave_out=mapped)
 
