@@ -346,7 +346,7 @@ def _also_reads(config: Config) -> tuple[str, ...]:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=6,
+    version=7,
     checksums=_checksums,
     reads=("frames", "camera", "depth", "trajectory"),
     also_reads=_also_reads,

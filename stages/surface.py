@@ -105,7 +105,7 @@ def _has_depth(folder: Path, index: int) -> bool:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=7,
+    version=8,
     reads=("frames", "masks", "trajectory", "scale", "stereo"),
     writes=("surface.ply", "surface.json"),
     seconds_per_frame=0.6,

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tiny_training import abs_rel, untrained
 from torch import nn
 
 from recon import cli
-from recon.data import open_sequence
 from recon.io.atomic import read_json
 from recon.io.depth import read_depth
 from recon.io.images import write_png
@@ -26,9 +26,7 @@ from recon.models.posenet import Motion
 from recon.models.vit import VitSize
 from recon.pipeline.config import build_config
 from recon.training import trainings
-from recon.training.methods import METHODS
 from recon.training.methods.endoufm import EndoUfmConfig
-from recon.training.methods.method import depth_at
 from recon.training.selfsup import TrainingState, open_clips, train_self_supervised
 from recon.types import ReconError
 
@@ -60,24 +58,7 @@ def config_of(sources=(SHORT,), **changes):
 
 
 def method_of(**changes):
-    config = config_of(**changes)
-    torch.manual_seed(config.seed)
-    return METHODS["endoufm"](config)
-
-
-def abs_rel(method, clips):
-    """Mean of |d - t| / t over the held-out targets, d scaled by the median ratio of each frame."""
-    sequence = open_sequence(TUBE)
-    method.networks.eval()
-    errors = []
-    for place in range(len(clips)):
-        clip = clips.clip(0, place)
-        truth = sequence.depth_gt(int(clip.frame_indices[0, 0]))
-        with torch.no_grad():
-            depth = depth_at(method.disparities(clip.color[:, 0])[0], clip.color[:, 0])[0].numpy()
-        found, true = depth[truth.valid], truth.depth[truth.valid]
-        errors.append(np.mean(np.abs(found * np.median(true / found) - true) / true))
-    return float(np.mean(errors))
+    return untrained("endoufm", config_of(**changes))
 
 
 @pytest.mark.slow
@@ -90,9 +71,9 @@ def test_photometric_and_depth_errors_fall(tmp_path):
     assert min(errors) < 0.9 * errors[0]
     clips = open_clips(config, tmp_path / "clips").validation
     method = method_of(sources=(TUBE,))
-    at_start = abs_rel(method, clips)
+    at_start = abs_rel(method, TUBE, clips)
     method.networks["depth"].load_state_dict(safetensors.torch.load_file(best / "depth.safetensors"))
-    assert abs_rel(method, clips) < 0.93 * at_start
+    assert abs_rel(method, TUBE, clips) < 0.93 * at_start
 
 
 def test_the_total_is_the_published_sum(store):

@@ -20,6 +20,8 @@ MIN_VOTES = 2
 MAD_TO_SIGMA = 1.4826
 HIDDEN = 0.1
 """Log residual from which what another view sees is another thing in front: the step of depth that makes an edge."""
+MIN_SIGMA = 1e-3
+"""Of the logarithm of depth, for depth that claims to be exact: pixels are not points."""
 NON_RIGID_SIGMAS = 3.0
 """Standard deviations of a residual that errors of depth explain."""
 
@@ -66,7 +68,7 @@ def moved(
         sigma: standard deviation of the logarithm of the pixel's own depth; the other view's is taken to be the same.
         noise: median absolute residual over the recording, which a sigma that claims too little cannot undercut.
     """
-    explained = NON_RIGID_SIGMAS * np.maximum(np.sqrt(2) * sigma, MAD_TO_SIGMA * noise)
+    explained = NON_RIGID_SIGMAS * np.maximum(np.sqrt(2) * sigma, max(MAD_TO_SIGMA * noise, MIN_SIGMA))
     votes = np.isfinite(residuals) & (np.nan_to_num(residuals) < np.maximum(explained, HIDDEN))
     against = votes & (np.abs(np.where(votes, residuals, 0)) > explained)
     judged = votes.sum(axis=0) >= MIN_VOTES

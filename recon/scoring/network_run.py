@@ -2,7 +2,7 @@
 
 What stays of it: per recording, `NNNNNN.tiff` (z-depth as the network gives it, on the picture's own aspect) and a line of
 `frames.jsonl` for every frame, with the seconds that its inference took and the peak memory of the process until then. Both are
-written frame by frame, so that an interrupted run goes on where it stopped; those of a network of windows when its pass is over.
+written frame by frame, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def _video_estimates(
     missing: Sequence[int],
     picture: Callable[[int], Picture | None],
 ) -> Iterator[tuple[int, DepthEstimate | None, float | None]]:
-    """A network of windows sees every frame from the first missing one to the last; its time is shared among them."""
+    """A network of windows sees every frame from the first missing one to the last; each is charged the mean time until then,
+    since a window's first frame waits for all of it."""
     wanted, seen, waited = set(missing), [], 0.0
 
     def fed() -> Iterator[Picture]:
@@ -127,15 +128,17 @@ def _video_estimates(
                 yield one
 
     first = next((one for index in missing if (one := picture(index)) is not None), None)
-    kept: dict[int, DepthEstimate] = {}
     start = time.perf_counter()
     if first is not None:
         for position, estimate in enumerate(infer_video(fed(), camera_of(sequence, missing[0], first[0]))):
-            if seen[position] in wanted:
-                kept[seen[position]] = estimate
-    seconds = (time.perf_counter() - start - waited) / max(len(seen), 1)
-    for index in missing:
-        yield index, kept.get(index), seconds if index in kept else None
+            if seen[position] not in wanted:
+                continue
+            reached = time.perf_counter()
+            yield seen[position], estimate, (reached - start - waited) / (position + 1)
+            # What the caller does with a frame is none of the network's time.
+            waited += time.perf_counter() - reached
+    for index in sorted(wanted - set(seen)):
+        yield index, None, None
 
 
 def scope_of(sequence: FrameSequence) -> Bool[np.ndarray, "h w"]:

@@ -78,7 +78,7 @@ def scale_from_instrument(indices: Sequence[int], view_of: Callable[[int], Instr
         view_of: from such a frame to its instrument; None where it shows none.
         width_mm: diameter of the shaft.
 
-    Raises ReconError (exit code 1) when too few frames show a shaft that enters from the border with tissue at its tip.
+    Raises ReconError (exit code 1) when too few frames show a straight shaft with tissue at its tip.
     """
     frames, factors, widths = [], [], []
     num_views = 0
@@ -93,8 +93,8 @@ def scale_from_instrument(indices: Sequence[int], view_of: Callable[[int], Instr
             widths.append(shaft.width_px)
     if len(frames) < MIN_FRAMES:
         raise ReconError(
-            f"scale.instrument_width_mm: {len(frames)} of {num_views} frames with an instrument show a straight shaft that enters from "
-            f"the border and has tissue with depth at its tip, expected {MIN_FRAMES} or more; give the unit in another way, such as "
+            f"scale.instrument_width_mm: {len(frames)} of {num_views} frames with an instrument show a straight shaft "
+            f"that has tissue with depth at its tip, expected {MIN_FRAMES} or more; give the unit in another way, such as "
             "scale.factor_mm",
             1,
         )
@@ -112,7 +112,11 @@ def scale_from_instrument(indices: Sequence[int], view_of: Callable[[int], Instr
 
 
 def find_shaft(instrument: Bool[np.ndarray, "h w"], camera: Camera, width_mm: float) -> Shaft | None:
-    """The largest instrument's shaft; None where it is no long straight thing that enters from the border of the picture or field."""
+    """The largest instrument's shaft; None where it is no long straight thing.
+
+    Which end is the tip follows from the picture's border alone; that the other end really enters there is not asked, since a round
+    field hides it.
+    """
     part = _largest_part(instrument)
     if part is None:
         return None
@@ -161,7 +165,7 @@ def _largest_part(instrument: np.ndarray) -> np.ndarray | None:
 
 
 def _sign_to_tip(s: np.ndarray, pixels: np.ndarray, shape: tuple[int, ...]) -> float:
-    """1 when the end of larger `s` is farther from the middle of the picture's border than the other: instruments come from outside."""
+    """1 when the end of larger `s` is the one farther from the picture's border, -1 when the other is: instruments come from outside."""
     height, width = shape
     to_border = np.minimum(np.minimum(pixels[:, 0], width - 1 - pixels[:, 0]), np.minimum(pixels[:, 1], height - 1 - pixels[:, 1]))
     return 1.0 if to_border[np.argmax(s)] >= to_border[np.argmin(s)] else -1.0

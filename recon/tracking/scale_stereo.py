@@ -17,14 +17,16 @@ from jaxtyping import Bool, Float, UInt8
 
 from recon.geometry import se3
 from recon.geometry.cameras import project, unproject
+from recon.io.colmap_camera import PIXEL_CENTRE_SHIFT
 from recon.tracking.scale_field import sample_nearest
 from recon.tracking.scale_sources import MeasuredScale, scale_of_parts, spread
+from recon.tracking.sift import detect
 from recon.types import Camera, ReconError
 
 MAX_PAIRS = 24
 """Frames, spread over the recording, whose second view is looked at."""
 NUM_FEATURES = 4000
-CONTRAST = 0.01
+CONTRAST = 0.0033
 """Of SIFT's detector: mucosa has little."""
 MAX_RATIO = 0.85
 """Of the distances to the best and the second best descriptor (Lowe's test)."""
@@ -168,15 +170,14 @@ def _pixel_rad(camera: Camera) -> float:
 
 def _matched(pair: StereoPair) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of features that are each other's best match."""
-    sift = cv2.SIFT_create(nfeatures=NUM_FEATURES, contrastThreshold=CONTRAST)
-    images = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (pair.left_image, pair.right_image))
-    found = [sift.detectAndCompute(image, mask) for image, mask in zip(images, (pair.left_mask.astype(np.uint8), None), strict=True)]
-    if min(len(points) for points, _ in found) < 2:
+    left = detect(pair.left_image, pair.left_mask, NUM_FEATURES, CONTRAST)
+    right = detect(pair.right_image, None, NUM_FEATURES, CONTRAST)
+    if min(len(left.keypoints), len(right.keypoints)) < 2:
         return np.zeros((0, 2)), np.zeros((0, 2))
-    (left_points, left_words), (right_points, right_words) = ((points, np.sqrt(w / w.sum(axis=1, keepdims=True))) for points, w in found)
+    left_words, right_words = (found.descriptors.astype(np.float32) for found in (left, right))
     there = cv2.BFMatcher(cv2.NORM_L2).knnMatch(left_words, right_words, k=2)
     back = {m.queryIdx: m.trainIdx for m in cv2.BFMatcher(cv2.NORM_L2).match(right_words, left_words)}
     kept = [m for m, second in there if m.distance < MAX_RATIO * second.distance and back[m.trainIdx] == m.queryIdx]
-    in_left = np.array([left_points[m.queryIdx].pt for m in kept], dtype=np.float64).reshape(-1, 2)
-    in_right = np.array([right_points[m.trainIdx].pt for m in kept], dtype=np.float64).reshape(-1, 2)
-    return in_left, in_right
+    rows, columns = np.array([m.queryIdx for m in kept], np.int64), np.array([m.trainIdx for m in kept], np.int64)
+    in_left, in_right = left.keypoints[rows, :2] - PIXEL_CENTRE_SHIFT, right.keypoints[columns, :2] - PIXEL_CENTRE_SHIFT
+    return in_left.astype(np.float64), in_right.astype(np.float64)
