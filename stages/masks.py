@@ -7,7 +7,7 @@ with the lamp and mislead matching, while a network that was trained on highligh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from recon.data import open_source
+from recon.data.masks import MaskOf, instruments_of, scaled_mask, white_masks
 from recon.geometry.cameras import usable_mask
 from recon.image.cuts import CutFinder
 from recon.image.highlights import highlight_mask
@@ -27,11 +28,9 @@ from recon.io.cameras import read_camera
 from recon.io.images import read_image
 from recon.io.masks import read_mask, write_mask
 from recon.pipeline import Stage, track
-from recon.types import FrameSequence, ReconError, bounded
+from recon.types import ReconError, bounded
 
 log = logging.getLogger(__name__)
-
-MaskOf = Callable[[int], np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
 
     sequence = open_source(inputs["source"])
     is_users = read_json(inputs["source"] / "source.json").get("masks_dir") is not None
-    white_of = _white_of(sequence, frames)
+    white_of = white_masks(sequence, (frames["source_width_px"], frames["source_height_px"]))
     polarity = _polarity(white_of, spread, inputs["frames"], scope, config) if is_users else None
-    instruments = _instruments_of(white_of, polarity, config)
+    instruments = instruments_of(white_of, polarity is not None and polarity.white == "tissue")
     if is_users and not any(_covers_something(instruments(entry["index"])) for entry in decoded):
         log.warning("masks: those given with --masks cover 0% of every frame; are they the right files, and is their white above 0?")
     finder = CutFinder()
@@ -96,7 +95,7 @@ def _mask_frame(
     else:
         tissue = scope & ~dark_rim(image, scope)
         if instruments is not None:
-            tissue &= ~_grown(_scaled(instruments, scope.shape), config.instrument_margin_share)
+            tissue &= ~_grown(scaled_mask(instruments, scope.shape), config.instrument_margin_share)
         write_mask(tissue_path, tissue)
         valid = tissue & highlight_mask(image, scope) if config.highlights else tissue
         write_mask(mask_path, valid)
@@ -104,34 +103,6 @@ def _mask_frame(
     if unseen_reason(quality, config) is None:
         finder.add(index, image, scope)
     return quality
-
-
-def _white_of(sequence: FrameSequence, frames: dict[str, Any]) -> MaskOf:
-    """From frame index to True where the supplied mask is white, at source resolution."""
-    width, height = frames["source_width_px"], frames["source_height_px"]
-    names = {entry["index"]: entry["name"] for entry in frames["frames"]}
-
-    def load(index: int) -> np.ndarray | None:
-        tissue = sequence.instrument_mask(index) if sequence.instrument_mask else None
-        if tissue is not None and tissue.shape != (height, width):
-            raise ReconError(
-                f"the instrument mask of frame {names[index]} is {tissue.shape[1]}x{tissue.shape[0]}, "
-                f"but the images of {sequence.name} are {width}x{height}; masks must have the images' size"
-            )
-        return None if tissue is None else ~tissue
-
-    return load
-
-
-def _instruments_of(white_of: MaskOf, polarity: Polarity | None, config: Config) -> MaskOf:
-    """From frame index to True on instruments. A data set's own masks reach us with instruments white."""
-    is_inverted = polarity is not None and polarity.white == "tissue"
-
-    def load(index: int) -> np.ndarray | None:
-        white = white_of(index)
-        return ~white if is_inverted and white is not None else white
-
-    return load
 
 
 def _covers_something(mask: np.ndarray | None) -> bool:
@@ -146,17 +117,12 @@ def _polarity(white_of: MaskOf, entries: list[dict[str, Any]], folder: Path, sco
         for entry in entries:
             white = white_of(entry["index"])
             if white is not None:
-                yield read_image(folder / entry["file"]), _scaled(white, scope.shape)
+                yield read_image(folder / entry["file"]), scaled_mask(white, scope.shape)
 
     polarity = judge_polarity(samples(), scope)
     say = log.info if polarity.is_clear and polarity.white == "instrument" else log.warning
     say("masks: white is %s (%s); set masks.polarity to overrule", polarity.white, polarity.reason)
     return polarity
-
-
-def _scaled(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """True where at least half of the source pixels are."""
-    return cv2.resize(mask.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA) >= 0.5
 
 
 def _grown(mask: np.ndarray, margin_share: float) -> np.ndarray:

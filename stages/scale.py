@@ -13,6 +13,7 @@ import numpy as np
 
 from recon.data import open_source
 from recon.data.folder import image_files
+from recon.data.masks import instruments_of, scaled_mask, white_masks
 from recon.data.second_view import CALIBRATION, read_calibration, second_views
 from recon.geometry import se3
 from recon.geometry.cameras import resize
@@ -183,16 +184,16 @@ def _instrument_views(unscaled: _Unscaled) -> Callable[[int], InstrumentView | N
     sequence, inputs = open_source(unscaled.inputs["source"]), unscaled.inputs
     if sequence.instrument_mask is None:
         raise ReconError(f"scale.instrument_width_mm: {sequence.name} has no instrument masks; give a folder of them with --masks")
-    is_inverted = read_json(inputs["masks"] / "gate.json")["instruments"]["white"] == "tissue"
+    frames = read_json(inputs["frames"] / "frames.json")
+    white_is_tissue = read_json(inputs["masks"] / "gate.json")["instruments"]["white"] == "tissue"
+    instruments = instruments_of(white_masks(sequence, (frames["source_width_px"], frames["source_height_px"])), white_is_tissue)
 
     def view_of(index: int) -> InstrumentView | None:
-        not_white = sequence.instrument_mask(index)
-        depth = unscaled.depth(index)
-        if not_white is None or not (depth > 0).any():
+        mask, depth = instruments(index), unscaled.depth(index)
+        if mask is None or not (depth > 0).any():
             return None
         height, width = depth.shape
-        instrument = (not_white if is_inverted else ~not_white).astype(np.float32)
-        instrument = cv2.resize(instrument, (width, height), interpolation=cv2.INTER_AREA) >= 0.5
+        instrument = scaled_mask(mask, depth.shape)
         tissue = read_mask(inputs["masks"] / "tissue" / f"{index:06d}.png").astype(np.uint8)
         tissue = cv2.resize(tissue, (width, height), interpolation=cv2.INTER_NEAREST) > 0
         return InstrumentView(resize(unscaled.camera, width, height), instrument, tissue, depth) if instrument.any() else None

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import Bool
 
 from recon.data.folder import image_files
 from recon.io.images import read_image
-from recon.types import Frame, ReconError
+from recon.types import Frame, FrameSequence, ReconError
 
 MaskOf = Callable[[int], Bool[np.ndarray, "h w"] | None]
 
@@ -54,3 +55,37 @@ def _is_white(file: Path) -> Bool[np.ndarray, "h w"]:
     """Label masks hold 0 and 1 as often as 0 and 255, so white is what exceeds half of the file's own maximum."""
     brightness = read_image(file).max(axis=2)
     return brightness > 0.5 * brightness.max()
+
+
+def white_masks(sequence: FrameSequence, size_px: tuple[int, int]) -> MaskOf:
+    """From frame index to True where the supplied mask is white, at the source's size (width, height); None where there is none.
+
+    Raises ReconError, when asked for it, for a mask of another size.
+    """
+    width, height = size_px
+
+    def load(index: int) -> Bool[np.ndarray, "h w"] | None:
+        tissue = sequence.instrument_mask(index) if sequence.instrument_mask else None
+        if tissue is not None and tissue.shape != (height, width):
+            raise ReconError(
+                f"the instrument mask of frame {sequence.frames[index].name} is {tissue.shape[1]}x{tissue.shape[0]}, "
+                f"but the images of {sequence.name} are {width}x{height}; masks must have the images' size"
+            )
+        return None if tissue is None else ~tissue
+
+    return load
+
+
+def instruments_of(white_of: MaskOf, white_is_tissue: bool) -> MaskOf:
+    """From frame index to True on instruments. A data set's own masks reach us with instruments white."""
+
+    def load(index: int) -> Bool[np.ndarray, "h w"] | None:
+        white = white_of(index)
+        return ~white if white_is_tissue and white is not None else white
+
+    return load
+
+
+def scaled_mask(mask: Bool[np.ndarray, "h w"], shape: tuple[int, ...]) -> Bool[np.ndarray, "hs ws"]:
+    """True where at least half of the source pixels are; `shape` is (height, width)."""
+    return cv2.resize(mask.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA) >= 0.5
