@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +27,14 @@ from recon.io.masks import read_mask
 from recon.io.meshes import read_mesh
 from recon.io.trajectory import read_tum, write_tum
 from recon.models import model_info
+from recon.parallel import in_order
 from recon.pipeline import Stage, file_checksum, track, unkeyed
 from recon.tracking.scale_field import FrameRatios, ScaleModel, fit_scale_model, sample_nearest, sample_ratios
 from recon.tracking.scale_instrument import InstrumentView, scale_from_instrument
 from recon.tracking.scale_model import ModelView, scale_from_model
 from recon.tracking.scale_sources import MeasuredScale, scale_from_metric_depth, scale_from_poses, spread
 from recon.tracking.scale_stereo import StereoPair, scale_from_stereo
-from recon.types import Camera, FrameError, ReconError, Scale, Trajectory, Unit, bounded
+from recon.types import MAX_THREADS, Camera, FrameError, ReconError, Scale, Trajectory, Unit, bounded
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,8 @@ class Config:
     """Standard deviation of the smoothing of factors over time."""
     field: bool = True
     """Allow the factor to vary smoothly over the image."""
+    num_threads: int = bounded(0, 0, MAX_THREADS, keyed=False)
+    """Frames scaled at once; 0 means as many as there are processors."""
 
     def __post_init__(self) -> None:
         given = [name for name in SOURCES if getattr(self, name) not in (None, False, 0.0)]
@@ -106,12 +110,17 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     lost = [f["index"] for f in trajectory["frames"] if f["status"] == "lost"]
     model_of_all = with_typical_levels(model, lost)
     written = [*posed, *lost]
-    for index in track(written, len(written), "scaling depth"):
+
+    def write_scaled(index: int) -> None:
         name = f"{index:06d}.tiff"
         if not (out / "sigma" / name).exists():
             depth, sigma = scaled(model_of_all, index, predicted_depth(index), predicted_sigma(index), calibration)
             write_depth(out / "depth" / name, depth * scale.value)
             write_depth(out / "sigma" / name, sigma)
+
+    workers = config.num_threads or os.cpu_count() or 1
+    for _ in track(in_order(write_scaled, written, workers), len(written), "scaling depth"):
+        pass
     _write_trajectory(inputs, out, trajectory, scale)
     write_json(out / "scale.json", description(scale, model, ratios, guesses, calibration) | (measured.described() if measured else {}))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import cv2
@@ -17,12 +18,13 @@ from recon.io.cameras import read_camera
 from recon.io.depth import read_depth, write_depth
 from recon.io.images import read_image
 from recon.io.masks import read_mask, write_mask
+from recon.parallel import in_order
 from recon.pipeline import Stage, track
 from recon.stereo.blend import Blend, blend
 from recon.stereo.matching import Match, MatchOptions, match, relative_difference
 from recon.stereo.neighbours import PairOptions, choose_keyframes, choose_partners, sample_points
 from recon.stereo.sweep import COARSE, Picture, inverse_distances, sweep
-from recon.types import Camera, bounded
+from recon.types import MAX_THREADS, Camera, bounded
 
 WORK = "work"
 """Folder of matches that a killed run can use again; gone when the stage is done."""
@@ -62,6 +64,8 @@ class Config:
     """Relative difference of distance at which two keyframes agree."""
     min_agreeing: int = bounded(2, 0, JUDGES.num)
     """Other keyframes that must agree with a match."""
+    num_threads: int = bounded(0, 0, MAX_THREADS, keyed=False)
+    """Keyframes matched at once; 0 means as many as there are processors. A match takes about 100 MB."""
 
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
@@ -103,10 +107,12 @@ class _Matcher:
             self.full_camera, self.indices, self.poses, self._scaled_depth,
             config.keyframe_angle_rad, config.keyframe_overlap, config.max_keyframes,
         )  # fmt: skip
-        for position in track(keyframes, len(keyframes), "matching keyframes"):
-            if not self._match_file(position).exists():
-                self._write_match(position, self._match(position))
-        return [self._finish(position, keyframes) for position in track(keyframes, len(keyframes), "completing depth")]
+        workers = config.num_threads or os.cpu_count() or 1
+        done = in_order(self._write_match, keyframes, workers)
+        for _ in track(done, len(keyframes), "matching keyframes"):
+            pass
+        finished = in_order(partial(self._finish, keyframes=keyframes), keyframes, workers)
+        return list(track(finished, len(keyframes), "completing depth"))
 
     def _match(self, position: int) -> Match:
         points = sample_points(self.full_camera, self._scaled_depth(self.indices[position]))
@@ -175,7 +181,11 @@ class _Matcher:
     def _match_file(self, position: int) -> Path:
         return self.out / WORK / f"{self.indices[position]:06d}.npz"
 
-    def _write_match(self, position: int, found: Match) -> None:
+    def _write_match(self, position: int) -> None:
+        """Unless a killed run has left it."""
+        if self._match_file(position).exists():
+            return
+        found = self._match(position)
         with atomic_path(self._match_file(position)) as part, open(part, "wb") as file:
             np.savez(file, **asdict(found))
 

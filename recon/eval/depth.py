@@ -18,8 +18,8 @@ from recon.eval.depth_fit import Fit, least_median_squares, least_squares, media
 from recon.eval.depth_frames import DepthPair, Pixels, compared_pixels, in_range, on_truth_grid
 from recon.eval.depth_summary import Row, Scored, frame_means, log_scale_drift, notes_on, scale_metrics
 from recon.eval.medians import StreamedMedian
-from recon.eval.parallel import in_order
 from recon.eval.protocols import IN_MM, FitName, Protocol
+from recon.parallel import in_order
 from recon.types import Alignment, Metric, ReconError, Unit
 
 PairOf = Callable[[int], DepthPair | None]

@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Float
 
 from recon.eval.bootstrap import block_length, interval
-from recon.eval.parallel import in_order
 from recon.geometry.cameras import project, ray_grid, usable_mask
 from recon.geometry.se3 import inverse
+from recon.parallel import in_order
 from recon.types import Alignment, Camera, Metric, ReconError
 
 Carry = Callable[[np.ndarray, np.ndarray], np.ndarray]
