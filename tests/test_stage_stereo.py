@@ -95,9 +95,10 @@ def test_a_killed_stage_goes_on_to_the_same_bytes(inputs, finished, tmp_path, mo
     monkeypatch.setattr(stereo._Matcher, "_match", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(inputs, tmp_path / "out")
-    assert len(list((tmp_path / "out" / stereo.WORK).glob("*.npz"))) == 2
+    left, called = len(list((tmp_path / "out" / stereo.WORK).glob("*.npz"))), len(calls)
     keyframes = run(inputs, tmp_path / "out")
-    assert len(calls) == 3 + len(keyframes) - 2
+    assert 0 < left < len(keyframes)
+    assert len(calls) - called == len(keyframes) - left
     for path in done.rglob("*.tiff"):
         assert path.read_bytes() == (tmp_path / "out" / path.relative_to(done)).read_bytes()
 
