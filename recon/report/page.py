@@ -65,6 +65,8 @@ class PagePictures:
     depth_legend: tuple[list[str], str, str]
     """CSS colours, and the labels of the near and the far end."""
     confidence_stops: list[str]
+    film: str | None = None
+    """A video as a data address."""
 
 
 def render_page(title: str, report: dict[str, Any], frames: list[dict[str, Any]], notes: list[str], pictures: PagePictures) -> str:
