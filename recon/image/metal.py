@@ -52,7 +52,7 @@ STEP = 0.3
 STEP_REACH_PX = (3.0, 2.0)
 """Where colours are compared, outside and inside of an outline."""
 
-RIM_PX = 5
+RIM_PX = 5.0
 """An outline nearer than this to the rim is the field's, not the thing's."""
 
 STRAIGHT_LENGTH, STRAIGHT_WITHIN = 0.1, 0.012
@@ -80,6 +80,8 @@ class Candidate:
     """A grey part of a frame that touches the rim of the scope's field, and what speaks for an instrument."""
 
     mask: Bool[np.ndarray, "h w"]
+    area: float
+    """Share of the field, 0 to 1."""
     sharpness: float
     """Share of its free outline across which the colour changes at once, 0 to 1."""
     straightness: float
@@ -127,7 +129,7 @@ def candidates(look: Look, tissue: TissueColour) -> list[Candidate]:
     colour, tint, brightest, weakest = _relative_colour(look.image, tissue)
     could_be = look.field & (np.abs(tint) < MAX_TINT) & (brightest > MIN_BRIGHTNESS)
     # The outermost ring of the field: what touches it comes in from outside.
-    rim = look.field & ~_eroded(look.field, 2)
+    rim = look.field & ~_eroded(look.field, 2.0)
     found: list[Candidate] = []
     for share in GREY_SHARES:
         for mask in _parts(could_be & (colour < share), look.field):
@@ -183,6 +185,7 @@ def _judged(mask: np.ndarray, rim: np.ndarray, colour: np.ndarray, clipped: np.n
     free = _eroded(field, RIM_PX)
     return Candidate(
         mask,
+        float(mask.sum() / field.sum()),
         _sharpness(mask, outline[:, 0], colour, free),
         _straightness(outline, free),
         _reach(mask, rim & mask),

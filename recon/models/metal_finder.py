@@ -29,8 +29,9 @@ MIN_OVERLAP = 0.3
 
 @dataclass(frozen=True)
 class Limits:
-    """Least sharpness, straightness and reach, and most share of plain white."""
+    """Least area, sharpness, straightness and reach, and most share of plain white."""
 
+    area: float
     sharpness: float
     straightness: float
     reach: float
@@ -39,17 +40,18 @@ class Limits:
     def are_met(self, seen: Sequence[Candidate]) -> bool:
         """Whether the typical look of a thing, seen at least once, keeps them."""
         return bool(
-            np.median([one.sharpness for one in seen]) >= self.sharpness
+            np.median([one.area for one in seen]) >= self.area
+            and np.median([one.sharpness for one in seen]) >= self.sharpness
             and np.median([one.straightness for one in seen]) >= self.straightness
             and np.median([one.reach for one in seen]) >= self.reach
             and np.median([one.clipped for one in seen]) <= self.clipped
         )
 
 
-SURE = Limits(0.85, 0.65, 1.0, 0.35)
-"""By the look alone."""
+SURE = Limits(0.01, 0.85, 0.75, 1.0, 0.35)
+"""By the look alone; a small thing may be the highlight of a fold."""
 
-LIKELY = Limits(0.75, 0.5, 0.5, 0.8)
+LIKELY = Limits(0.003, 0.75, 0.6, 0.35, 0.9)
 """With motion of its own."""
 
 OWN_MOTION = 1.5
