@@ -30,6 +30,7 @@ from recon.models.instruments import InstrumentFinder, finder_info, finders, loa
 from recon.models.metal_finder import MetalFinder
 from recon.models.sam_finder import SamFinder, box_around, points_in
 from recon.models.sam_promptable import as_medsam_sees, promptable_sam, whole_names
+from recon.report.summary import instrument_notes
 from recon.types import ReconError
 from stages import camera, frames, masks
 
@@ -340,6 +341,14 @@ def test_nothing_is_looked_for_unasked_and_given_masks_win(masked, tmp_path, cap
         folder, said = masked(images, METAL, tmp_path / "given")
     assert "win over masks.instruments=metal" in caplog.text
     assert "finder" not in said and not (folder / "instruments").exists()
+
+
+def test_the_report_tells_what_was_found_here():
+    said = {"finder": "metal", "is_used": True, "mean_coverage": 0.0523, "suspicious_frames": [], "reason": "white covers most"}
+    assert instrument_notes(None) == instrument_notes({"white": "instrument"}) == []
+    assert instrument_notes(said) == ["instruments were found by 'metal', not given: they cover 5.2% of the field on average"]
+    assert instrument_notes(said | {"suspicious_frames": [3]})[0].endswith(", more than half of it in 1 frame: look at these")
+    assert instrument_notes(said | {"is_used": False})[0].endswith("are not used: white covers most")
 
 
 class Everything:
