@@ -16,7 +16,7 @@ from recon.io.trajectory import write_tum
 from recon.pipeline import RUN, Stage, reached_from, read_manifest, unkeyed
 from recon.report.page import render_page
 from recon.report.pictures import PictureSources, page_pictures
-from recon.report.summary import frame_list, frame_numbers, partial_reasons
+from recon.report.summary import frame_list, frame_numbers, instrument_notes, partial_reasons
 from recon.scoring.field_pictures import VIDEO
 from recon.scoring.score import Inputs
 from recon.types import Metric, Trajectory, bounded
@@ -57,7 +57,8 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     source = read_json(inputs["frames"] / "frames.json")
     tracked = read_json(inputs["scale"] / "trajectory.json")
     poses = tracked["frames"]
-    frames = frame_list(source["frames"], read_json(inputs["masks"] / "gate.json")["frames"], poses)
+    gate = read_json(inputs["masks"] / "gate.json")
+    frames = frame_list(source["frames"], gate["frames"], poses)
     evaluation = read_json(inputs["evaluation"] / "metrics.json")
     unit = read_json(inputs["scale"] / "scale.json")["unit"]
     trajectory = _trajectory(frames, poses, unit)
@@ -73,10 +74,11 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     report = _report(inputs, source, frames, evaluation, config)
     report["pieces"] = [_piece(number, piece["frames"]) for number, piece in enumerate(tracked["pieces"], start=2)]
     report["still"] = report["frames"]["posed"] > 1 and tracked["mapping"]["extent"] < MIN_EXTENT and not source["is_unrelated"]
-    report["cuts"] = read_json(inputs["masks"] / "gate.json")["cuts"]
+    report["cuts"] = gate["cuts"]
     report["seconds"]["report"] = round(time.perf_counter() - start, 3)
     pictures = page_pictures(sources, config.num_frames_shown, config.preview_width_px, report["seconds"])
-    write_text(out / "report.html", render_page(source["name"], report, frames, _notes(source, evaluation), pictures))
+    notes = [*source["notes"], *instrument_notes(gate["instruments"]), *evaluation["notes"]]
+    write_text(out / "report.html", render_page(source["name"], report, frames, notes, pictures))
     # Last, since `report.json` counts its own time.
     report["seconds"]["report"] = round(time.perf_counter() - start, 3)
     write_json(out / "report.json", report)
@@ -155,10 +157,6 @@ def _trajectory(frames: list[dict], poses: list[dict], unit: str) -> Trajectory:
         T_world_camera=np.array([frame["T_world_camera"] for frame in posed], dtype=np.float64).reshape(-1, 4, 4),
         unit=unit,
     )
-
-
-def _notes(source: dict, evaluation: dict) -> list[str]:
-    return [*source["notes"], *evaluation["notes"]]
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -83,7 +83,7 @@ def render_page(title: str, report: dict[str, Any], frames: list[dict[str, Any]]
         reasons=grouped_reasons(frames),
         metric_groups=grouped_metrics(report["metrics"]),
         rungs=report["alignments"],
-        moving_frames=moving_frames(report["rigidity"]["frames"]),
+        moving_frames=moving_frames(report["rigidity"]["frames"]) if report["rigidity"] else [],
         alignment_names=ALIGNMENT_NAMES,
         headline=headline(report),
         notes=notes,

@@ -109,15 +109,13 @@ def _pictures(files: FieldFiles, options: FieldOptions) -> tuple[list[Metric], d
         rows[index] = {"index": index, **row}
         for name, value in row.items():
             values.setdefault(name, []).append(value)
-    metrics = [
-        Metric("image", name, float(np.mean(found)), _unit(name), lower_is_better=name.startswith("lpips"))
-        for name, found in values.items()
-    ]
+    metrics = [_picture_metric(name, float(np.mean(found))) for name, found in values.items()]
     return metrics + _protocols(files, options), rows, []
 
 
-def _unit(name: str) -> str:
-    return "dB" if name.startswith("psnr") else ""
+def _picture_metric(name: str, value: float, protocol: str | None = None) -> Metric:
+    unit = "dB" if name.startswith("psnr") else "1"
+    return Metric("image", name, value, unit, lower_is_better=name.startswith("lpips"), protocol=protocol)
 
 
 def _protocols(files: FieldFiles, options: FieldOptions) -> list[Metric]:
@@ -133,7 +131,7 @@ def _protocols(files: FieldFiles, options: FieldOptions) -> list[Metric]:
             truth = np.array(scene.images[position]) / np.float32(255)
             scores.append(score_frame(name, files.render(scene.frames[position].index), truth, scene.tissue[position], options.lpips))
         for figure, value in protocol_scores(name, scores).items():
-            metrics.append(Metric("image", figure, value, _unit(figure), lower_is_better=figure.startswith("lpips"), protocol=name))
+            metrics.append(_picture_metric(figure, value, name))
     return metrics
 
 
@@ -187,9 +185,8 @@ def _surfaces(sequence: FrameSequence, files: FieldFiles, options: FieldOptions)
             meshes[index] = (_moved(mesh, (mesh.vertices - T[:3, 3]) @ T[:3, :3]), truth)
     if not meshes:
         return []
-    distances = [
-        Surface(truth).distances(sample_surface(mesh, options.num_samples, options.seed).points) for mesh, truth in meshes.values()
-    ]
+    samples = [sample_surface(mesh, options.num_samples, options.seed).points for mesh, _ in meshes.values()]
+    distances = [Surface(truth).distances(points) for points, (_, truth) in zip(samples, meshes.values(), strict=True)]
     metrics = [
         Metric("surface", "timed_accuracy_mean", float(np.mean([d.mean() for d in distances])), "mm"),
         Metric("surface", "timed_accuracy_p95", float(np.mean([np.percentile(d, 95) for d in distances])), "mm"),
