@@ -90,7 +90,7 @@ def _pictures(files: FieldFiles, options: FieldOptions) -> tuple[list[Metric], d
     rows: dict[int, dict] = {}
     if not scene.held_out:
         return [], rows, ["no frame was held out of the field (scene.held_out=none): nothing says how it looks where it did not learn"]
-    times = [frame.timestamp_s for frame in scene.frames]
+    times = np.array([frame.timestamp_s for frame in scene.frames])
     picture = lru_cache(8)(lambda position: np.array(scene.images[position]) / np.float32(255))
     values: dict[str, list[float]] = {}
     for position in scene.held_out:

@@ -77,17 +77,13 @@ def _along_longest(model: SplatModel) -> Float[Tensor, "n 3"]:
 
 def replace_rows(model: SplatModel, optimizer: torch.optim.Optimizer, rows: Int[Tensor, " m"]) -> None:
     """Take these rows of everything that has a row a Gaussian, in the model and in the optimiser's moments."""
-    state = optimizer.state
     model.is_seen = model.is_seen[rows]
-    for group in optimizer.param_groups:
-        for k, old in enumerate(group["params"]):
-            name = model.row_name(old)
-            if name is None:
-                continue
-            new = nn.Parameter(old.detach()[rows].clone())
-            moments = state.pop(old, {})
-            state[new] = {
-                key: value[rows].clone() if torch.is_tensor(value) and value.dim() > 0 else value for key, value in moments.items()
-            }
-            group["params"][k] = new
-            model.set_row(name, new)
+    slots = {id(parameter): (group["params"], k) for group in optimizer.param_groups for k, parameter in enumerate(group["params"])}
+    for name, old in model.per_gaussian().items():
+        new = nn.Parameter(old.detach()[rows].clone())
+        model.set_row(name, new)
+        if id(old) in slots:
+            parameters, k = slots[id(old)]
+            parameters[k] = new
+            moments = optimizer.state.pop(old, {})
+            optimizer.state[new] = {key: value[rows].clone() if key != "step" else value for key, value in moments.items()}

@@ -35,7 +35,7 @@ class HexPlane(nn.Module):
         for level in LEVELS:
             sizes = [RESOLUTION * level] * 3 + [num_times * level]
             for a, b in AXES:
-                start = torch.rand(1, CHANNELS, sizes[b], sizes[a]) * 0.4 + 0.1 if b < 3 else torch.ones(1, CHANNELS, sizes[b], sizes[a])
+                start = torch.rand(1, CHANNELS, sizes[b], sizes[a]) + 0.5 if b < 3 else torch.ones(1, CHANNELS, sizes[b], sizes[a])
                 self.planes.append(nn.Parameter(start))
         self.body = nn.Sequential(nn.Linear(CHANNELS * len(LEVELS), WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
         self.to_offset, self.to_color = nn.Linear(WIDTH, 3), nn.Linear(WIDTH, 3)

@@ -22,7 +22,7 @@ DeformationName = Literal["time_basis", "hexplane", "static"]
 FILLED_WEIGHT = 0.1
 """Of a filled position beside a measured one."""
 FRAMES_PER_BUMP, FRAMES_PER_COLOR_BUMP = 3, 5
-MAX_BUMPS = 48
+MIN_BUMPS, MAX_BUMPS = 8, 48
 SPREAD = 0.6
 """Standard deviation of a Gaussian over the distance to its neighbours."""
 FLATNESS = 0.3
@@ -129,8 +129,7 @@ def make_model(start: Start, scene: Scene, deformation: DeformationName, are_sur
     """Gaussians on the points, flat along their normals, moving as far as the tracks say."""
     times = torch.tensor([scene.frames[i].time for i in scene.kept], dtype=torch.float32)
     num = len(start.points)
-    num_motion = int(np.clip(len(scene.frames) // FRAMES_PER_BUMP + 1, 2, MAX_BUMPS))
-    num_color = int(np.clip(len(scene.frames) // FRAMES_PER_COLOR_BUMP, 2, MAX_BUMPS))
+    num_motion, num_color = (_num_bumps(len(scene.frames), each) for each in (FRAMES_PER_BUMP, FRAMES_PER_COLOR_BUMP))
     means = torch.tensor(start.points, dtype=torch.float32)
     motion = None
     if start.tracks is not None and start.is_measured is not None and deformation != "static":
@@ -149,6 +148,11 @@ def make_model(start: Start, scene: Scene, deformation: DeformationName, are_sur
     opacities = torch.full((num,), START_OPACITY)
     turned, seen = _facing(torch.tensor(start.normals, dtype=torch.float32)), torch.tensor(start.is_seen)
     return SplatModel(means, turned, scales, opacities, colors, model, are_surfels, seen)
+
+
+def _num_bumps(num_frames: int, frames_each: int) -> int:
+    """One bump every few frames; in a short recording nearly as many as frames."""
+    return int(np.clip(num_frames // frames_each + 1, min(MIN_BUMPS, num_frames), MAX_BUMPS))
 
 
 def _facing(normals: torch.Tensor) -> torch.Tensor:

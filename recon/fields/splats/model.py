@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from recon.fields.splats.hexplane import HexPlane
 from recon.fields.splats.projection import rotations
 from recon.fields.splats.rasterize import Splats
+from recon.fields.splats.time_basis import TimeBasis
 
 OWN_ROWS = ("means", "quaternions", "log_scales", "opacity_logits", "colors")
 THINNEST = 1e-3
@@ -67,10 +68,6 @@ class SplatModel(nn.Module):
     def per_gaussian(self) -> dict[str, nn.Parameter]:
         """Parameters with a row for every Gaussian, by the name of their group."""
         return {name: getattr(self, name) for name in OWN_ROWS} | self.deformation.per_gaussian()
-
-    def row_name(self, parameter: nn.Parameter) -> str | None:
-        """Under which name a parameter has a row for every Gaussian; None for those that have none."""
-        return next((name for name, own in self.per_gaussian().items() if own is parameter), None)
 
     def set_row(self, name: str, parameter: nn.Parameter) -> None:
         """Put another parameter in the place of one that has a row for every Gaussian."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.spatial import cKDTree
 from scipy.special import erf
 
@@ -45,7 +45,7 @@ class Drawn:
     """0 to 1."""
     depth: Float[np.ndarray, "h w"]
     """z-depth; 0 where nothing stops the light."""
-    is_seen: Float[np.ndarray, "h w"]
+    is_seen: Bool[np.ndarray, "h w"]
     """True where what is shown was seen by some frame."""
 
 

@@ -12,9 +12,12 @@ added up afterwards in a fixed order: the result does not depend on the number o
 
 from __future__ import annotations
 
+from typing import no_type_check
+
 import numba
 import numpy as np
 
+# numba compiles plain functions alone: `no_type_check` keeps checkers of annotations from wrapping them.
 # TBB of the version that numba wants is seldom there, and its absence is warned of.
 numba.config.THREADING_LAYER = "omp"
 
@@ -28,6 +31,7 @@ _OPTIONS = {"fastmath": {"contract", "arcp", "nsz", "reassoc"}, "error_model": "
 
 
 @numba.njit(**_OPTIONS)
+@no_type_check
 def _reach(conic, opacity):
     """Half width and half height, px, of the box outside of which alpha is below MIN_ALPHA, and the exponent at its rim."""
     if opacity <= MIN_ALPHA:
@@ -38,6 +42,7 @@ def _reach(conic, opacity):
 
 
 @numba.njit(**_OPTIONS)
+@no_type_check
 def _tile_box(mean, conic, opacity, width, height):
     """First and last tile, right and down, that a Gaussian touches; an empty range when none."""
     half_width, half_height, rim = _reach(conic, opacity)
@@ -53,6 +58,7 @@ def _tile_box(mean, conic, opacity, width, height):
 
 
 @numba.njit(**_OPTIONS)
+@no_type_check
 def bin_gaussians(order, means, conics, opacities, width, height):
     """Sort pairs of tile and Gaussian by tile, each tile's in `order` (indices, nearest first).
 
@@ -89,6 +95,7 @@ def bin_gaussians(order, means, conics, opacities, width, height):
 
 
 @numba.njit(inline="always", **_OPTIONS)
+@no_type_check
 def _row_interval(dy, conic, rim, mean_x, low, high):
     """First and last pixel of a row, within low..high, where the exponent is at most `rim`; an empty range where none is."""
     a, b, c = conic[0], conic[1], conic[2]
@@ -101,6 +108,7 @@ def _row_interval(dy, conic, rim, mean_x, low, high):
 
 
 @numba.njit(inline="always", **_OPTIONS)
+@no_type_check
 def _densities(first, last, mean_x, dy, conic, shrink, out):
     """exp(-exponent) of the pixels first..last of a row, by recurrence; `shrink` is exp(-a)."""
     a, b, c = conic[0], conic[1], conic[2]
@@ -114,6 +122,7 @@ def _densities(first, last, mean_x, dy, conic, shrink, out):
 
 
 @numba.njit(parallel=True, **_OPTIONS)
+@no_type_check
 def blend(tile_first, gaussian_of, means, conics, opacities, features, width, height):
     """Blended features (h, w, c) without background, and the transmittance that is left (h, w)."""
     channels = features.shape[1]
@@ -160,6 +169,7 @@ def blend(tile_first, gaussian_of, means, conics, opacities, features, width, he
 
 
 @numba.njit(parallel=True, **_OPTIONS)
+@no_type_check
 def blend_backward(
     tile_first, gaussian_of, pair_of, means, conics, opacities, features, image, left_over, image_gradient, left_over_gradient
 ):
@@ -242,6 +252,7 @@ def blend_backward(
 
 
 @numba.njit(parallel=True, **_OPTIONS)
+@no_type_check
 def add_up(first, gradients):
     """Sum of each Gaussian's pairs (n, columns), in their order."""
     total = np.zeros((len(first) - 1, gradients.shape[1]), np.float32)

@@ -17,6 +17,10 @@ WIDTH = 1.0
 """Standard deviation of a bump, in distances between bumps."""
 
 
+SHRINKAGE = 1e-2
+"""Weight of coefficients themselves beside that of their second differences: it decides between the mean and an even motion."""
+
+
 @dataclass(frozen=True)
 class Deformed:
     """How Gaussians differ from their canonical state at one time."""
@@ -62,12 +66,14 @@ def fit_motion(
     Args:
         ridge: weight of second differences between coefficients, per unit of mean weight: what gaps in time are bridged by.
     """
-    total = weights.sum(dim=1, keepdim=True).clamp_min(1e-6)
-    means = (weights[..., None] * tracks).sum(dim=1) / total
-    basis = bumps(times.double(), num)
-    normal = torch.einsum("tb,nt,tc->nbc", basis, weights.double(), basis)
-    right = torch.einsum("tb,nt,ntk->nbk", basis, weights.double(), (tracks - means[:, None]).double())
+    basis = torch.cat([torch.ones(len(times), 1, dtype=torch.float64), bumps(times.double(), num)], dim=1)
+    weights = weights.double()
+    normal = torch.einsum("tb,nt,tc->nbc", basis, weights, basis)
+    right = torch.einsum("tb,nt,ntk->nbk", basis, weights, tracks.double())
     bend = torch.diff(torch.eye(num, dtype=torch.float64), n=2, dim=0) if num > 2 else torch.zeros(1, num, dtype=torch.float64)
-    penalty = bend.T @ bend + 1e-2 * torch.eye(num, dtype=torch.float64)
-    scale = ridge * total[:, :, None].double() / len(times)
-    return means, torch.linalg.solve(normal + scale * penalty, right).float()
+    penalty = torch.zeros(num + 1, num + 1, dtype=torch.float64)
+    penalty[1:, 1:] = bend.T @ bend + SHRINKAGE * torch.eye(num, dtype=torch.float64)
+    scale = ridge * weights.mean(dim=1)[:, None, None] + 1e-9
+    found = torch.linalg.solve(normal + scale * penalty + 1e-9 * torch.eye(num + 1, dtype=torch.float64), right).float()
+    # The solver's columns are contiguous; the fused Adam takes parameter, gradient and moments by their place in memory.
+    return found[:, 0].contiguous(), found[:, 1:].contiguous()

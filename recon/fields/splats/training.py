@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -155,7 +155,7 @@ class Trainer:
         kept = (self.folder / CHECKPOINT).exists()
         saved = f"the checkpoint before it is kept in {self.folder / CHECKPOINT}" if kept else "none was saved before it"
         raise ReconError(
-            f"fitting splats: the loss {broken[0]!r} is {float(losses[broken[0]])} at step {self.step}; {saved}. "
+            f"fitting splats: the loss {broken[0]!r} is {float(losses[broken[0]].detach())} at step {self.step}; {saved}. "
             "Look at the depth and the masks of the frames, or set splats.rate_share lower",
             exit_code=1,
         )
@@ -171,6 +171,7 @@ class Trainer:
             "order": self.order,
             "generator": self.generator.get_state(),
             "demand": asdict(self.demand),
+            "neighbours": self.setting.neighbours,
         }
         with atomic_path(self.folder / CHECKPOINT) as part:
             torch.save(state, part)
@@ -184,3 +185,4 @@ class Trainer:
         self.step, self.order = state["step"], state["order"]
         self.generator.set_state(state["generator"].cpu())
         self.demand = Demand(**state["demand"])
+        self.setting = replace(self.setting, neighbours=state["neighbours"])
