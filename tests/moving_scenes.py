@@ -18,7 +18,7 @@ SLOPE = 0.2
 
 def wall_depth(camera: Camera, T_world_camera: np.ndarray, time: float, unit_mm: float = 1.0) -> np.ndarray:
     """z-depth of the wall z = depth + breath + slope x, for a camera that looks along z from anywhere."""
-    fx, fy, cx, cy = camera.params
+    fx, _, cx, _ = camera.params
     ray_x = (np.arange(camera.width_px) - cx)[None, :] / fx + 0 * np.arange(camera.height_px)[:, None]
     x, _, z = T_world_camera[:3, 3]
     height = (DEPTH_MM + BREATH_MM * np.sin(np.pi * time)) / unit_mm

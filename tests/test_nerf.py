@@ -6,7 +6,6 @@ import math
 import stat
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,7 +195,7 @@ def line(step: int, psnr: float) -> str:
 
 
 def test_progress_and_checks_come_from_the_child_and_outlive_a_kill(told):
-    with pytest.raises(ReconError, match="SIGKILL.*goes on from there") as failure:
+    with pytest.raises(ReconError, match=r"SIGKILL.*goes on from there") as failure:
         told(line(1, 12.5) + "\n" + line(2, 14.0) + "\nkill -9 $$")
     assert failure.value.exit_code == 1
     assert told.steps == [0, 1]
@@ -210,7 +209,7 @@ def test_what_the_child_foresaw_is_its_error_and_what_it_did_not_points_to_its_l
     with pytest.raises(ReconError, match="term depth_loss of the loss became nan") as failure:
         told("""echo '{"error": "step 7: the term depth_loss of the loss became nan", "exit_code": 1}'\nexit 1""")
     assert failure.value.exit_code == 1
-    with pytest.raises(ReconError, match="some library is broken.*nerfstudio.log"):
+    with pytest.raises(ReconError, match=r"some library is broken.*nerfstudio.log"):
         told("echo some library is broken >&2\nexit 1")
     with pytest.raises(KeyboardInterrupt):
         told("exit 130")
@@ -248,7 +247,7 @@ def test_scenes_of_which_nothing_can_be_learnt_are_refused(tmp_path, monkeypatch
 
 def test_a_scene_whose_masks_cover_everything_is_refused(tmp_path):
     folder = wall_scene(tmp_path / "scene", depth_kind="none", covered=True).folder
-    with pytest.raises(ReconError, match="masks of .* cover all of every frame"):
+    with pytest.raises(ReconError, match=r"masks of .* cover all of every frame"):
         training.check_scene(folder)
 
 

@@ -46,7 +46,8 @@ def main(task: str) -> int:
 def run(task: dict[str, Any], tell: TextIO) -> None:
     """Train what is missing of a scene and render what is missing of the views, as `recon.fields.nerf.training` writes the task."""
     import_torchvision()
-    torch.set_num_threads(task["threads"])
+    if task["threads"]:
+        torch.set_num_threads(task["threads"])
     trainer = _trainer(task)
     _train(trainer, NerfSettings(**task["settings"]), tell)
     _render(trainer, task["views"], tell)
@@ -100,7 +101,7 @@ def tissue_psnr(pipeline: Any) -> float:
 
 
 def _render(trainer: Any, views: list[dict[str, Any]], tell: TextIO) -> None:
-    from recon.fields.nerf.scene_data import cameras_of
+    from recon.fields.nerf.scene_parser import cameras_of
 
     manager = trainer.pipeline.datamanager
     trainer.pipeline.eval()

@@ -1,18 +1,15 @@
-"""What nerfstudio finds by its entry points: the method `endo-nerf` and the dataparser `endo-scene`."""
+"""What nerfstudio finds by its entry point: the method `endo-nerf`."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
-from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from nerfstudio.plugins.types import MethodSpecification
 
 from recon.fields.nerf.model import EndoNerfModelConfig
-from recon.fields.nerf.scene_data import SceneDataManagerConfig, SceneParserConfig
+from recon.fields.nerf.scene_data import SceneDataManagerConfig
 from recon.fields.nerf.settings import NerfSettings
 from recon.fields.nerf.trainer import EndoTrainerConfig, optimizer_groups
 
@@ -66,4 +63,3 @@ METHOD = MethodSpecification(
     config=trainer_config(NerfSettings(), "cuda" if torch.cuda.is_available() else "cpu"),
     description="Nerfacto under a deformation, for tissue that moves: rays avoid instruments, depth says where they end.",
 )
-DATAPARSER = DataParserSpecification(config=SceneParserConfig(data=Path()), description="A scene folder of the endorecon pipeline.")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 
@@ -54,10 +55,10 @@ class EndoTrainer(Trainer):
         content = {
             "step": step,
             "pipeline": state,
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
-            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
+            "optimizers": {name: _plain(optimizer.state_dict()) for name, optimizer in self.optimizers.optimizers.items()},
+            "schedulers": {name: _plain(scheduler.state_dict()) for name, scheduler in self.optimizers.schedulers.items()},
             "scalers": self.grad_scaler.state_dict(),
-            "steps_since_update": self.pipeline.model.proposal_sampler._steps_since_update,
+            "sampler": [self._sampler._step, self._sampler._steps_since_update],
         }
         with atomic_path(path) as part:
             torch.save(content, part)
@@ -67,10 +68,14 @@ class EndoTrainer(Trainer):
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
-        path = latest_checkpoint(self.config.load_dir) if self.config.load_dir is not None else None
-        if path is not None:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            self.pipeline.model.proposal_sampler._steps_since_update = content.get("steps_since_update", 0)
+        if self.config.load_dir is not None:
+            content = torch.load(latest_checkpoint(self.config.load_dir), map_location="cpu", weights_only=True)
+            self._sampler._step, self._sampler._steps_since_update = content["sampler"]
+
+    @property
+    def _sampler(self) -> Any:
+        """Nerfstudio's, which counts the steps since the proposals learnt last and does not save that."""
+        return self.pipeline.model.proposal_sampler
 
     def _check(self, step: int, terms: dict[str, float]) -> None:
         broken = {name: value for name, value in terms.items() if not math.isfinite(value)}
@@ -82,6 +87,15 @@ class EndoTrainer(Trainer):
         last = latest_checkpoint(self.checkpoint_dir)
         kept = f"the last good checkpoint is {last}" if last else "it came before the first checkpoint"
         return ReconError(f"the NeRF's training stopped at step {step}: {what}; {kept}; try a smaller learning rate", exit_code=1)
+
+
+def _plain(value: Any) -> Any:
+    """Without numpy's numbers, which nerfstudio's schedules leave in the rates: they would need a loader that runs code."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -67,6 +67,7 @@ def train_and_render(
     Args:
         scene: folder that `recon.fields.scene` wrote.
         device: "cpu", "cuda" or "cuda:1".
+        num_threads: of the child; 0 means all.
         watch: wraps a loop for progress: (items, total, description).
 
     Raises ReconError when nerfstudio is absent, for a scene without frames, tissue or depth, for a folder that was
