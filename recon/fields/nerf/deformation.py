@@ -41,11 +41,11 @@ class Deformation(nn.Module):
 
     def forward(self, positions: Float[Tensor, "*n 3"], times: Float[Tensor, "*n 1"]) -> Float[Tensor, "*n 3"]:
         """Displacement of points (box units) at their times (0 to 1 over the recording)."""
-        encoded = [_encode(positions / self.half_side, POSITION_FREQUENCIES), _encode(2 * times - 1, TIME_FREQUENCIES)]
+        encoded = [encode(positions / self.half_side, POSITION_FREQUENCIES), encode(2 * times - 1, TIME_FREQUENCIES)]
         return self.half_side * self.layers(torch.cat(encoded, dim=-1))
 
 
-def _encode(values: Tensor, num_frequencies: int) -> Tensor:
+def encode(values: Tensor, num_frequencies: int) -> Tensor:
     """Values and the sines and cosines of their octaves; values from -1 to 1 make one period at the second lowest."""
     angles = values[..., None] * (math.pi / 2 * 2.0 ** torch.arange(num_frequencies, device=values.device))
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)

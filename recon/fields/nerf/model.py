@@ -16,12 +16,16 @@ from typing import Any
 import torch
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.field_components.field_heads import FieldHeadNames
+from nerfstudio.fields.nerfacto_field import NerfactoField
 from nerfstudio.model_components.scene_colliders import SceneCollider
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor, nn
 
-from recon.fields.nerf.deformation import Deformation
+from recon.fields.nerf.deformation import Deformation, encode
 from recon.fields.nerf.depth_terms import huber_depth_loss, mean_where_known, termination_loss
+
+COLOR_FREQUENCIES = 4
+"""Octaves of time that colour sees."""
 
 
 @dataclass
@@ -40,6 +44,21 @@ class EndoNerfModelConfig(NerfactoModelConfig):
     """Of the term that says where rays end, for trusted depth."""
     depth_loss_mult: float = 0.002
     """Of the Huber term on the rendered depth."""
+
+
+class TimedColorField(NerfactoField):
+    """Nerfacto's field whose colour may change with time: highlights wander over wet tissue that hardly moves. Density may not, so that
+    motion is left to the deformation."""
+
+    def __init__(self, aabb: Tensor, **options: Any) -> None:
+        super().__init__(aabb, num_images=0, appearance_embedding_dim=2 * COLOR_FREQUENCIES, **options)
+        self.embedding_appearance = None  # the room that it has in the colour's perceptron is taken by the time
+
+    def get_outputs(self, ray_samples: RaySamples, density_embedding: Tensor | None = None) -> dict[FieldHeadNames, Tensor]:
+        directions = (ray_samples.frustums.directions + 1) / 2
+        times = encode(2 * ray_samples.times - 1, COLOR_FREQUENCIES)[..., 1:]
+        seen = [self.direction_encoding(directions.reshape(-1, 3)), density_embedding.reshape(-1, self.geo_feat_dim), times.flatten(0, -2)]
+        return {FieldHeadNames.RGB: self.mlp_head(torch.cat(seen, dim=-1)).view(*directions.shape)}
 
 
 class DepthCollider(SceneCollider):
@@ -83,6 +102,16 @@ class EndoNerfModel(NerfactoModel):
         with without_lpips():
             super().populate_modules()
         found = self.kwargs["metadata"]
+        self.field = TimedColorField(
+            self.scene_box.aabb,
+            num_levels=self.config.num_levels,
+            base_res=self.config.base_res,
+            max_res=self.config.max_res,
+            log2_hashmap_size=self.config.log2_hashmap_size,
+            hidden_dim=self.config.hidden_dim,
+            hidden_dim_color=self.config.hidden_dim_color,
+            implementation="torch",
+        )
         self.collider = DepthCollider(found["near"], found["far"])
         self.deformation = None
         if self.config.deformation_layers:
