@@ -225,6 +225,11 @@ class FrameSequence:
     trajectory_gt: Trajectory | None = None
     depth_gt: Callable[[int], DepthMap | None] | None = None
     """From frame index to true depth on the source image's pixel grid."""
+    depth_estimate: Callable[[int], DepthMap | None] | None = None
+    """From frame index to depth that somebody's stereo matcher or sensor gave and the recording brings along: an input, unless it is
+    the very depth that `depth_gt` gives."""
+    is_still: bool = False
+    """True where the data set says that the camera stood still."""
     mesh_gt: Callable[[], Mesh] | None = None
     """The part of the true surface that the camera saw."""
     whole_mesh_gt: Callable[[], Mesh] | None = None

@@ -4,7 +4,10 @@ from importlib import import_module
 
 from recon.pipeline.stage import Stage
 
-PIPELINE = ("frames", "camera", "masks", "structure", "depth", "trajectory", "scale", "stereo", "surface", "mesh", "evaluation", "report")
+PIPELINE = (
+    *("frames", "camera", "masks", "structure", "depth", "trajectory", "scale", "stereo", "surface"),
+    *("scene", "splats", "mesh", "evaluation", "report"),
+)
 
 
 def load(name: str) -> Stage:

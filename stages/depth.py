@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from recon.data import open_source
+from recon.geometry.shrink import shrunk_depth
 from recon.io.atomic import read_json, write_json
 from recon.io.cameras import read_camera
 from recon.io.depth import read_depth, write_depth
@@ -23,6 +25,9 @@ from recon.types import MAX_SEED, ReconError, bounded
 
 log = logging.getLogger(__name__)
 
+DATASET = "dataset"
+GIVEN_SIGMA = 0.01
+"""Of the logarithm of depth that comes with a recording: no data set states it."""
 ADAPTABLE = ("student",)
 """Networks that can be adapted: they know the lens, so their depth and the poses of structure from motion meet."""
 FEW = 0.5
@@ -35,7 +40,8 @@ class Config:
     """Which network, with which weights, and where it runs."""
 
     model: str = "student"
-    """A name from `recon models`, or the path of an exported network (.pt2, .onnx); "falloff" learned nothing: the floor to beat."""
+    """A name from `recon models`, or the path of an exported network (.pt2, .onnx); "falloff" learned nothing: the floor to beat;
+    "dataset" takes the depth that comes with the recording, and the report says whether that is its truth."""
     weights: Path | None = unkeyed(None)  # noqa: RUF009
     """File (or folder) with the network's weights, where they are not in the package; their checksum decides what is reused."""
     consistent: bool = False
@@ -68,6 +74,9 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     usable = [f["index"] for f in read_json(inputs["masks"] / "gate.json")["frames"] if f["status"] == "ok"]
     if not usable:
         raise ReconError("no frame is usable: the gate rejected every one; gate.json of the masks stage has the reasons", exit_code=1)
+    if config.model == DATASET:
+        _bring(inputs, out, usable)
+        return
     weights = _adapted(inputs, out, config) if config.adapt else config.weights
     num_known = 0
     for index, estimate in track(_estimates(inputs, out, config, weights, usable), len(usable), "estimating depth"):
@@ -78,8 +87,34 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         num_known += bool((depth > 0).any())
     _check_known(num_known, len(usable), config.model)
     trained_on = list(model_info(config.model).seen(config.weights))
-    model = {"model": config.model, "trained_on": trained_on, "adapted": weights != config.weights}
+    model = {"model": config.model, "trained_on": trained_on, "adapted": weights != config.weights, "is_truth": False}
     write_json(out / "depth.json", model | {"scale": "scale_invariant", "num_frames": len(usable)})
+
+
+def _bring(inputs: dict[str, Path], out: Path, usable: Sequence[int]) -> None:
+    """Write the depth that comes with the recording, in the data set's unit.
+
+    Raises ReconError when it has none, or when nobody says in which unit it is.
+    """
+    sequence = open_source(inputs["source"])
+    depth_of = sequence.depth_estimate or sequence.depth_gt
+    if depth_of is None:
+        raise ReconError(f"depth.model=dataset: {sequence.name} ({sequence.dataset}) brings no depth; choose a network of `recon models`")
+    camera, num_known, scales = read_camera(inputs["camera"] / "camera.json"), 0, set()
+    for index in track(usable, len(usable), "reading depth"):
+        given = depth_of(index)
+        depth = np.zeros((camera.height_px, camera.width_px), np.float32)
+        if given is not None:
+            scales.add(given.scale)
+            depth = shrunk_depth(given.depth, given.valid, depth.shape)
+        num_known += bool((depth > 0).any())
+        write_depth(out / "depth" / _name(index), depth)
+        write_depth(out / "sigma" / _name(index), np.where(depth > 0, np.float32(GIVEN_SIGMA), np.float32(0)))
+    _check_known(num_known, len(usable), DATASET)
+    is_truth = sequence.depth_estimate is None or sequence.depth_gt is sequence.depth_estimate
+    scale = "metric" if scales == {"metric"} and sequence.unit == "mm" else "scale_invariant"
+    facts = {"model": DATASET, "trained_on": [], "adapted": False, "is_truth": is_truth, "scale": scale, "num_frames": len(usable)}
+    write_json(out / "depth.json", facts)
 
 
 def _check_known(num_known: int, num_frames: int, model: str) -> None:
@@ -154,6 +189,8 @@ def _name(index: int) -> str:
 def _checksums(config: Config) -> dict[str, str]:
     """Raises ReconError for what is already wrong before the first stage starts: network, weights, device."""
     torch_device(config.device)
+    if config.model == DATASET:
+        return {}
     info = model_info(config.model)
     return {"weights": info.checksum(config.weights), "code": info.code}
 
@@ -161,9 +198,9 @@ def _checksums(config: Config) -> dict[str, str]:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=5,
+    version=6,
     reads=("frames", "camera", "masks"),
-    also_reads=lambda config: ("structure",) if config.adapt else (),
+    also_reads=lambda config: ("structure",) if config.adapt else ("source",) if config.model == DATASET else (),
     writes=("depth.json", "depth/*.tiff", "sigma/*.tiff"),
     checksums=_checksums,
     seconds_per_frame=0.06,

@@ -38,6 +38,8 @@ from recon.types import MAX_THREADS, Camera, FrameError, ReconError, Scale, Traj
 
 log = logging.getLogger(__name__)
 
+DATASET = "dataset"
+"""Name of depth, and of a unit, that comes with the recording."""
 SOURCES = ("factor_mm", "poses_mm", "stereo", "instrument_width_mm", "model_mm", "metric_network")
 """Fields of the config that say where the unit comes from; at most one of them is given."""
 NUM_MODEL_VIEWS, MODEL_WIDTH_PX = 16, 64
@@ -100,13 +102,16 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     def predicted_sigma(index: int) -> np.ndarray:
         return read_depth(inputs["depth"] / "sigma" / f"{index:06d}.tiff")
 
+    is_known = trajectory["unit"] == "mm"
+    if is_known and any(getattr(config, name) not in (None, False, 0.0) for name in SOURCES):
+        raise ReconError(f"the unit is known from {trajectory['unit_source']}: leave {', '.join(SOURCES)} of [scale] out")
     ratios, sigmas = _measure(inputs["trajectory"] / "points.npz", posed, camera, predicted_depth, predicted_sigma)
     guesses = {index: float(np.log(frame["depth_factor"])) for index, frame in posed.items()}
     model = fit_scale_model(list(posed), ratios, guesses, config.window_frames, use_fields=config.field)
     calibration = sigma_calibration(model, ratios, sigmas)
     unscaled = _Unscaled(inputs, trajectory, camera, model, calibration, predicted_depth, predicted_sigma)
     measured = _measured(unscaled, ratios, guesses, config)
-    scale = given_scale(config) if measured is None else measured.scale
+    scale = measured.scale if measured else Scale(DATASET, 1.0, None) if is_known else given_scale(config)
     lost = [f["index"] for f in trajectory["frames"] if f["status"] == "lost"]
     model_of_all = with_typical_levels(model, lost)
     written = [*posed, *lost]
@@ -155,6 +160,9 @@ def _measured(unscaled: _Unscaled, ratios: dict[int, FrameRatios], guesses: dict
         return scale_from_model(_coarse_views(unscaled, list(guesses)), read_mesh(config.model_mm, "mm"))
     if config.metric_network:
         return _from_metric_network(unscaled, ratios, guesses)
+    brings_mm = read_json(unscaled.inputs["depth"] / "depth.json")["scale"] == "metric"
+    if config.factor_mm == 0 and brings_mm and unscaled.trajectory["unit"] != "mm":
+        return scale_from_metric_depth(*_metric_parts(unscaled, ratios, guesses), source=DATASET, mm_per_unit=1.0)
     return None
 
 
@@ -228,15 +236,21 @@ def _coarse_views(unscaled: _Unscaled, indices: Sequence[int]) -> list[ModelView
 def _from_metric_network(unscaled: _Unscaled, ratios: dict[int, FrameRatios], guesses: dict[int, float]) -> MeasuredScale:
     """Raises ReconError for a network that claims no metres."""
     name = read_json(unscaled.inputs["depth"] / "depth.json")["model"]
-    if (output := model_info(name).output) != "metric":
+    output = "depth" if name == DATASET else model_info(name).output
+    if output != "metric":
         raise ReconError(
             f"scale.metric_network: depth.model {name!r} gives {output} up to a factor; choose one that `recon models` calls metric"
         )
+    return scale_from_metric_depth(*_metric_parts(unscaled, ratios, guesses))
+
+
+def _metric_parts(unscaled: _Unscaled, ratios: dict[int, FrameRatios], guesses: dict[int, float]) -> tuple[np.ndarray, ...]:
+    """Of every frame with depth: its index, the log of world units over units of its depth, and the log sigma that it states."""
     indices = [index for index in guesses if (unscaled.predicted_depth(index) > 0).any()]
     # Points say it best; where a frame has none, dense alignment found the factor.
     factors = [float(np.median(ratios[i].log_ratio)) if len(ratios[i].log_ratio) else guesses[i] for i in indices]
     stated = [float(np.median(sigma[sigma > 0])) for sigma in map(unscaled.predicted_sigma, indices)]
-    return scale_from_metric_depth(np.array(indices, dtype=np.int64), np.array(factors), np.array(stated))
+    return np.array(indices, dtype=np.int64), np.array(factors), np.array(stated)
 
 
 def given_scale(config: Config) -> Scale:

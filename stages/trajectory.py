@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from recon.data import open_source
 from recon.io.atomic import atomic_path, read_json, write_json
 from recon.io.cameras import read_camera, write_camera
 from recon.io.depth import read_depth
@@ -23,9 +25,10 @@ UNIT_SOURCES = {True: "the median depth of the sparse points is 1", False: "the 
 class Config:
     """How frames are posed."""
 
-    method: Method = "hybrid"
+    method: Method | Literal["still", "dataset"] = "hybrid"
     """"sfm": structure from motion alone; "alignment": dense alignment on predicted depth alone; "hybrid": alignment for
-    the frames that structure from motion leaves out."""
+    the frames that structure from motion leaves out; "still": the camera is known to stand still; "dataset": the data set's own
+    poses, which the report tells, together with its own depth (depth.model=dataset)."""
     seed: int = bounded(0, 0, MAX_SEED)
     """Of every random choice."""
 
@@ -42,6 +45,9 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     if read_json(inputs["frames"] / "frames.json")["is_unrelated"]:
         _write(out, gate, _alone(order, camera, inputs["depth"]), config, camera_file["intrinsics"])
         return
+    if config.method in ("still", "dataset"):
+        _write(out, gate, _known(inputs, order, camera, config.method), config, camera_file["intrinsics"])
+        return
     recording = Recording(
         order=order,
         images=inputs["frames"] / "images",
@@ -52,9 +58,42 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     )
     maps = [] if config.method == "alignment" else read_maps(inputs["structure"])
     result = Tracker(recording, maps, config.method, config.seed, progress=track).run()
+    if is_metric(inputs["depth"]) and "still" in result.method_of.values():
+        result = replace(result, factors=dict.fromkeys(result.poses, 1.0), unit="mm")
     if not result.poses:
         raise ReconError('structure from motion registered no frame; trajectory.method = "hybrid" also aligns on predicted depth', 1)
     _write(out, gate, result, config, camera_file["intrinsics"])
+
+
+def is_metric(depth: Path) -> bool:
+    """Whether the depth stage's maps are in millimetres: those that came with a data set that says so."""
+    return read_json(depth / "depth.json")["scale"] == "metric"
+
+
+def _known(inputs: dict[str, Path], order: list[int], camera: Camera, method: str) -> Track:
+    """Poses that need no estimation. Raises ReconError where depth is not in the same unit, or the data set has no poses."""
+    metric = is_metric(inputs["depth"])
+    poses = dict.fromkeys(order, np.eye(4))
+    if method == "dataset":
+        sequence = open_source(inputs["source"])
+        if not metric:
+            raise ReconError("trajectory.method=dataset needs depth in the data set's millimetres: set depth.model=dataset too")
+        if sequence.trajectory_gt is None and not sequence.is_still:
+            raise ReconError(f"trajectory.method=dataset: {sequence.name} ({sequence.dataset}) has no poses; leave it at hybrid")
+        if sequence.trajectory_gt is not None:
+            gt = sequence.trajectory_gt
+            poses = {int(i): T for i, T in zip(gt.frame_indices, gt.T_world_camera, strict=True) if i in set(order)}
+    if not poses:
+        raise ReconError("trajectory.method=dataset: none of the usable frames has a pose in the data set", 1)
+    first = next(iter(poses))
+    factors = dict.fromkeys(poses, 1.0)
+    if not metric:
+        depth = read_depth(inputs["depth"] / "depth" / f"{first:06d}.tiff")
+        factors = dict.fromkeys(poses, 1 / float(np.median(depth[depth > 0])) if (depth > 0).any() else 1.0)
+    reasons = {index: "the data set has no pose for it" for index in order if index not in poses}
+    kind = "still" if method == "still" or len(np.unique([T[:3] for T in poses.values()], axis=0)) == 1 else "dataset"
+    unit = "mm" if metric else "unitless"
+    return Track(camera, poses, factors, dict.fromkeys(poses, first), dict.fromkeys(poses, kind), reasons, None, unit=unit)
 
 
 def _alone(order: list[int], camera: Camera, depth: Path) -> Track:
@@ -72,13 +111,13 @@ def _write(out: Path, gate: list[dict], result: Track, config: Config, intrinsic
     write_json(out / "trajectory.json", description(gate, result, config.method))
 
 
-def description(gate: list[dict], result: Track, method: Method) -> dict:
+def description(gate: list[dict], result: Track, method: str) -> dict:
     """Content of trajectory.json: one entry per source frame, figures of the map, and the pieces that stand apart."""
     num_points = 0 if result.sparse is None else len(result.sparse.xyz)
     return {
         "method": method,
-        "unit": "unitless",
-        "unit_source": UNIT_SOURCES[result.sparse is not None],
+        "unit": result.unit,
+        "unit_source": "the data set's own depth" if result.unit == "mm" else UNIT_SOURCES[result.sparse is not None],
         "frames": [_frame(entry, result) for entry in gate],
         "mapping": {
             "num_maps": result.num_maps,
@@ -139,14 +178,14 @@ def write_points(path: Path, sparse: SparseMap | None) -> None:
 
 
 def _also_reads(config: Config) -> tuple[str, ...]:
-    """Alignment alone looks at no map, so none has to be made for it."""
-    return () if config.method == "alignment" else ("structure",)
+    """What looks at no map needs none made for it."""
+    return {"alignment": (), "still": (), "dataset": ("source",)}.get(config.method, ("structure",))
 
 
 STAGE = Stage(
     config=Config,
     run=run,
-    version=5,
+    version=6,
     reads=("frames", "camera", "masks", "depth"),
     also_reads=_also_reads,
     writes=("camera.json", "trajectory.json", "points.npz"),

@@ -16,6 +16,10 @@ from PIL import Image
 from recon import __version__, cli, training
 from recon.cli import job, system_libraries, threads
 from recon.io.depth import read_depth
+from recon.io.images import read_image
+from recon.io.nerfstudio import read_nerfstudio
+from recon.io.splats import SplatCloud, read_splat_ply, write_splat_ply
+from recon.pipeline import store
 from recon.pipeline.config import Settings, settings_from, stage_config
 from recon.training import trainings
 from stages import PIPELINE, load
@@ -305,6 +309,38 @@ def test_a_colmap_model_has_every_posed_frame(capsys, finished, tmp_path):
     posed = json.loads((finished / "results" / "report.json").read_text())["frames"]["posed"]
     assert model.num_reg_images() == posed
     assert all((tmp_path / "images" / image.name).is_file() for image in model.images.values())
+
+
+def test_a_nerfstudio_scene_shows_what_the_run_measured(capsys, finished, tmp_path):
+    code, out, _ = call(capsys, "export", finished, "--what", "nerfstudio", "--to", tmp_path)
+    scene = read_nerfstudio(tmp_path)
+    posed = json.loads((finished / "results" / "report.json").read_text())["frames"]["posed"]
+    assert code == 0 and len(scene.frames) == posed and f"--depth-unit-scale-factor {scene.depth_step:g}" in out
+    tum = np.loadtxt(finished / "results" / "trajectory.txt", ndmin=2)
+    np.testing.assert_allclose([frame.T_world_camera[:3, 3] for frame in scene.frames], tum[:, 1:4], atol=1e-5)
+    np.testing.assert_allclose([frame.timestamp_s for frame in scene.frames], tum[:, 0], atol=1e-4)
+    frame = scene.frames[0]
+    assert read_image(frame.image).shape[:2] == frame.depth().shape == frame.mask().shape
+    exported = call(capsys, "export", finished, "--what", "depth", "--to", tmp_path / "depth")[0]
+    assert exported == 0
+    depth = read_depth(tmp_path / "depth" / f"{frame.name}.tiff")
+    assert np.median(frame.depth()) == pytest.approx(np.median(depth), rel=0.01) and frame.mask().mean() > 0.3
+
+
+def test_splats_are_exported_where_the_run_made_some(capsys, finished, tmp_path):
+    code, _, err = call(capsys, "export", finished, "--what", "splats", "--to", tmp_path)
+    assert code == 1 and "run with --set fuse=splats" in one_line(err)
+    run = tmp_path / "run"
+    cloud = SplatCloud(np.zeros((2, 3)), np.zeros((2, 3)), np.ones((2, 4)), np.zeros(2), np.ones((2, 3)), unit="mm")
+    for stage, reads, file in (("splats", {}, "splats.ply"), ("report", {"splats": "0" * 12}, "report.json")):
+        folder = run / stage / ("0" * 12)
+        work = store.working_folder(folder)
+        write_splat_ply(work / file, cloud)
+        store.finish(folder, {"stage": stage, "reads": reads}, (file,))
+    store.point_results(run, folder)
+    code, out, _ = call(capsys, "export", run, "--what", "splats", "--to", tmp_path / "out")
+    assert code == 0 and out.startswith("2 Gaussians")
+    assert len(read_splat_ply(tmp_path / "out" / "splats.ply")) == 2 and (tmp_path / "out" / "splats.splat").stat().st_size == 64
 
 
 def test_stopping_early_says_where(capsys, tmp_path):

@@ -189,10 +189,11 @@ def _add_result_verbs(verbs) -> None:
         """
         recon export runs/surgery --what mesh --to out/
         recon export runs/surgery --what depth --to out/depth
+        recon export runs/surgery --what nerfstudio --to out/nerfstudio
         """,
     )
     export.add_argument("run", type=Path, metavar="RUN")
-    export.add_argument("--what", required=True, choices=("depth", "trajectory", "mesh", "colmap"))
+    export.add_argument("--what", required=True, choices=("depth", "trajectory", "mesh", "colmap", "nerfstudio", "splats"))
     export.add_argument("--to", type=Path, required=True, metavar="DIR")
     show = _verb(verbs, "show", "results:show", "print the report of a run as a table", "recon show runs/surgery")
     show.add_argument("run", type=Path, metavar="RUN")

@@ -31,15 +31,15 @@ def newest_report(run: Path) -> Path:
     return results
 
 
-def artifact(run: Path, stage: str) -> Path:
-    """The artifact of a stage that the newest results were made from."""
+def artifact(run: Path, stage: str, hint: str = "") -> Path:
+    """The artifact of a stage that the newest results were made from; `hint` says how to get one where there is none."""
     run = run.resolve()
     for folder in store.reached_from(run, (run / "results").resolve()):
         if folder.parent.name == stage:
             if not store.is_complete(folder):
                 raise ReconError(f"{folder} is gone or damaged: run `recon run` again, it makes only what is missing", exit_code=1)
             return folder
-    raise ReconError(f"{run}/results was made without a stage {stage!r}", exit_code=1)
+    raise ReconError(f"{run}/results was made without a stage {stage!r}{hint and ': '}{hint}", exit_code=1)
 
 
 def check_is_run(run: Path) -> None:

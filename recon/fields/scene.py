@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -84,11 +83,18 @@ class Scene:
 
 
 def write_scene(
-    folder: Path, camera: Camera, unit: Unit, frames: Sequence[SceneFrame], depth_kind: DepthKind, load: Callable[[int], View]
+    folder: Path,
+    camera: Camera,
+    unit: Unit,
+    frames: Sequence[SceneFrame],
+    depth_kind: DepthKind,
+    load: Callable[[int], View],
+    positions: Iterable[int] | None = None,
 ) -> Scene:
     """Write the views that `load` gives by position, one at a time; the description comes last and says that all are there.
 
-    Raises ReconError (exit code 1) when depth is promised and no pixel of tissue has any.
+    `positions` are 0, 1, ... as a progress bar wraps them. Raises ReconError (exit code 1) when depth is promised and no pixel of
+    tissue has any.
     """
     shape = (len(frames), camera.height_px, camera.width_px)
     samples = []
@@ -100,7 +106,7 @@ def write_scene(
     ):
         files = {"images": images, "tissue": tissue, "depth": depth}
         arrays = {name: np.lib.format.open_memmap(files[name], mode="w+", dtype=dtype, shape=size) for name, (size, dtype) in kinds.items()}
-        for position in range(len(frames)):
+        for position in positions or range(len(frames)):
             view = load(position)
             arrays["images"][position], arrays["tissue"][position], arrays["depth"][position] = view.image, view.tissue, view.depth
             samples.append(view.depth[view.tissue & (view.depth > 0)][::7])

@@ -81,7 +81,7 @@ def write_jpeg(path: str | Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
         Image.fromarray(np.ascontiguousarray(image)).save(part, format="JPEG", quality=95, subsampling=0)
 
 
-def write_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"]) -> None:
+def write_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]) -> None:
     with atomic_path(path) as part:
         Image.fromarray(np.ascontiguousarray(image)).save(part, format="PNG")
 

@@ -25,9 +25,9 @@ VERTEX_PROPERTIES = ("confidence", "observations", "matched", "last_seen_s", "vi
 MAX_COORDINATE = 1e9
 """In file units: what is farther from the origin is damage, and overflows the single precision of ray casting."""
 
-_GLTF_AXES = np.array([1.0, -1.0, -1.0])
+GLTF_AXES = np.array([1.0, -1.0, -1.0])
 """glTF has Y up and looks along -Z; the world has the first camera's axes: Y down, Z forward. A half turn about X."""
-_METRES_PER_MM = 0.001
+METRES_PER_MM = 0.001
 _WITHOUT_SHARED_VERTICES = (".stl", ".glb")
 """Formats that repeat a vertex for each face (STL) or wherever a texture or normal has a seam (GLB)."""
 
@@ -67,11 +67,11 @@ def write_ply(path: str | Path, mesh: Mesh, quality: Float[np.ndarray, " v"] | N
 def write_glb(path: str | Path, mesh: Mesh) -> None:
     """Metres and Y up. Without a known unit the longest side becomes 1 m and `extras` say so."""
     extent = float(np.ptp(mesh.vertices, axis=0).max()) if len(mesh.vertices) else 0.0
-    metres_per_unit = _METRES_PER_MM if mesh.unit == "mm" else 1.0 / extent if extent > 0 else 1.0
+    metres_per_unit = METRES_PER_MM if mesh.unit == "mm" else 1.0 / extent if extent > 0 else 1.0
     body = trimesh.Trimesh(
-        np.asarray(mesh.vertices) * _GLTF_AXES * metres_per_unit,
+        np.asarray(mesh.vertices) * GLTF_AXES * metres_per_unit,
         mesh.faces,
-        vertex_normals=None if mesh.normals is None else mesh.normals * _GLTF_AXES,
+        vertex_normals=None if mesh.normals is None else mesh.normals * GLTF_AXES,
         vertex_colors=mesh.colors,
         process=False,
     )
@@ -152,7 +152,7 @@ def _read_glb(path: Path) -> tuple[Mesh, LengthUnit | None, LengthUnit]:
         raise ReconError(f"{path}: metres_per_unit in extras should be a positive number, found {metres_per_unit!r}")
     mesh = _from_trimesh(scene.to_geometry())
     says: LengthUnit | None = "mm" if "metres_per_unit" in extras and extras.get("source_unit") == "mm" else None
-    mesh = _checked(path, replace(mesh, vertices=mesh.vertices * _GLTF_AXES / metres_per_unit))
+    mesh = _checked(path, replace(mesh, vertices=mesh.vertices * GLTF_AXES / metres_per_unit))
     return mesh, says, "unitless" if extras.get("source_unit") == "unitless" else "m"
 
 

@@ -95,12 +95,17 @@ def jackknife_sigma(left_out: Sequence[float]) -> float:
 
 
 def scale_from_metric_depth(
-    indices: Int[np.ndarray, " n"], log_factors: Float[np.ndarray, " n"], stated_log_sigmas: Float[np.ndarray, " n"]
+    indices: Int[np.ndarray, " n"],
+    log_factors: Float[np.ndarray, " n"],
+    stated_log_sigmas: Float[np.ndarray, " n"],
+    source: str = "metric_network",
+    mm_per_unit: float = MM_PER_M,
 ) -> MeasuredScale:
-    """The unit that a network claims whose depth is in metres.
+    """The unit that a network claims whose depth is in metres, or that depth brings along with a recording.
 
     Args:
         log_factors: per frame, the log of the run's depth in world units over the network's in metres.
+        mm_per_unit: of the metric depth, where it is not in metres.
         stated_log_sigmas: per frame, the median of the network's own sigma of the log-depth. A network that is wrong about
             metres is wrong alike in all frames, so its own word is not averaged away.
 
@@ -110,7 +115,7 @@ def scale_from_metric_depth(
     if not known.any():
         raise ReconError("scale from a metric network: no posed frame has depth that meets the camera path; give scale.factor_mm", 1)
     stated = float(np.median(stated_log_sigmas[known]))
-    return scale_of_parts("metric_network", indices[known], MM_PER_M / np.exp(log_factors[known]), stated, stated_log_sigma=stated)
+    return scale_of_parts(source, indices[known], mm_per_unit / np.exp(log_factors[known]), stated, stated_log_sigma=stated)
 
 
 def scale_from_poses(ours: Trajectory, device_mm: Trajectory) -> MeasuredScale:

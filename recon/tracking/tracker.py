@@ -27,7 +27,7 @@ from recon.tracking.loops import Finder, close_loops, find_again
 from recon.tracking.mapping import SparseMap
 from recon.tracking.scale_field import FrameRatios, sample_ratios
 from recon.tracking.stillness import is_still
-from recon.types import Camera
+from recon.types import Camera, Unit
 
 Method = Literal["hybrid", "sfm", "alignment"]
 CACHED_FRAMES = 32
@@ -70,8 +70,8 @@ class Track:
     """World units per unit of the frame's predicted depth."""
     keyframe_of: Mapping[int, int]
     """The frame each was aligned to; itself for keyframes."""
-    method_of: Mapping[int, Literal["sfm", "alignment", "still"]]
-    """What gave each pose; "still" is a camera found not to move."""
+    method_of: Mapping[int, Literal["sfm", "alignment", "still", "dataset"]]
+    """What gave each pose; "still" is a camera that does not move."""
     reasons: Mapping[int, str]
     """Why a frame has no pose."""
     sparse: SparseMap | None
@@ -79,6 +79,8 @@ class Track:
     num_joined: int = 0
     num_loops: int = 0
     """Alignments that closed a loop or joined two ends of the chain."""
+    unit: Unit = "unitless"
+    """Of the world: "mm" where metric depth gave it."""
     others: Sequence[Track] = ()
     """Pieces of the recording that could not be joined to this one, the longest first: each in a world of its own."""
 

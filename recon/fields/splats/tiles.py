@@ -184,7 +184,7 @@ def blend_backward(
                     shaded += image[y, x, channel] * image_gradient[y, x, channel]
                 behind[y - y0, x - x0] = shaded
         density, dot = np.empty(TILE_PX, np.float32), np.empty(TILE_PX, np.float32)
-        weight, steepness = np.empty(TILE_PX, np.float32), np.empty(TILE_PX, np.float32)
+        weight = np.empty(TILE_PX, np.float32)
         for entry in range(tile_first[tile], tile_first[tile + 1]):
             g, pair = gaussian_of[entry], pair_of[entry]
             conic, mean_x, mean_y, opacity = conics[g], means[g, 0], means[g, 1], opacities[g]

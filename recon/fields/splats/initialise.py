@@ -1,0 +1,155 @@
+"""The Gaussians that training begins with: places of a still picture with their motion, points of all frames, or a fused surface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.spatial import cKDTree
+
+from recon.fields.scene import Scene
+from recon.fields.splats.hexplane import HexPlane
+from recon.fields.splats.model import SplatModel
+from recon.fields.splats.time_basis import TimeBasis, fit_motion
+from recon.fields.splats.tracks import Tracks, follow
+from recon.geometry.surface import normals_from_depth
+from recon.types import Mesh, ReconError
+
+DeformationName = Literal["time_basis", "hexplane", "static"]
+FILLED_WEIGHT = 0.1
+"""Of a filled position beside a measured one."""
+FRAMES_PER_BUMP, FRAMES_PER_COLOR_BUMP = 3, 5
+MAX_BUMPS = 48
+SPREAD = 0.6
+"""Standard deviation of a Gaussian over the distance to its neighbours."""
+FLATNESS = 0.3
+"""Thickness of a Gaussian on a surface over its spread."""
+START_OPACITY = 0.8
+
+
+@dataclass(frozen=True)
+class Start:
+    """Points to put Gaussians on, in normalised units."""
+
+    points: Float[np.ndarray, "n 3"]
+    normals: Float[np.ndarray, "n 3"]
+    colors: Float[np.ndarray, "n 3"]
+    spacing: Float[np.ndarray, " n"]
+    is_seen: Bool[np.ndarray, " n"]
+    """False where the point was filled: no frame ever saw the place."""
+    tracks: Float[np.ndarray, "n t 3"] | None = None
+    """Positions at the times of the kept frames, where motion is known."""
+    is_measured: Bool[np.ndarray, "n t"] | None = None
+
+
+def start_from_scene(scene: Scene, max_gaussians: int) -> Start:
+    """Places of the reference picture with their motion for a still camera; else points of all kept frames, thinned by a grid.
+
+    Raises ReconError for a still camera without depth, and where no depth falls on tissue.
+    """
+    if scene.depth_kind == "none":
+        raise ReconError(
+            "splats need depth to begin with, and this scene has none: from a single point of view nothing else gives it. "
+            "Choose a depth network (depth.model), or depth.model=dataset where the recording brings depth"
+        )
+    return _from_tracks(scene, follow(scene), max_gaussians) if scene.is_still else _from_points(scene, max_gaussians)
+
+
+def start_from_surface(mesh: Mesh, scene: Scene, max_gaussians: int) -> Start:
+    """Vertices of a fused surface, with its normals."""
+    if mesh.normals is None or mesh.colors is None or len(mesh.vertices) == 0:
+        raise ReconError("splats cannot begin with a surface that has no vertices, normals or colours: use splats.start=depth")
+    chosen = np.linspace(0, len(mesh.vertices) - 1, min(len(mesh.vertices), max_gaussians)).round().astype(int)
+    points = mesh.vertices[chosen] / scene.median_depth
+    return Start(points, mesh.normals[chosen], mesh.colors[chosen] / 255.0, _spacing(points), np.ones(len(points), bool))
+
+
+def _from_tracks(scene: Scene, tracks: Tracks, max_gaussians: int) -> Start:
+    height, width = tracks.is_seen.shape
+    step = np.sqrt(max(height * width / max_gaussians, 1.0))
+    rows = np.unique(np.round(np.arange(0, height, step)).astype(int).clip(0, height - 1))
+    columns = np.unique(np.round(np.arange(0, width, step)).astype(int).clip(0, width - 1))
+    grid = np.ix_(rows, columns)
+    depth = tracks.positions[scene.kept.index(tracks.reference)][..., 2]
+    normals = normals_from_depth(depth, _rays(scene, tracks.margin_px))
+    spacing = step * depth[grid].ravel() / scene.camera.params[0] / scene.median_depth
+    positions = np.stack([points[grid].reshape(-1, 3) for points in tracks.positions], axis=1) / scene.median_depth
+    measured = np.stack([m[grid].ravel() for m in tracks.is_measured], axis=1)
+    at_reference = positions[:, scene.kept.index(tracks.reference)]
+    colors, seen = tracks.colors[grid].reshape(-1, 3), tracks.is_seen[grid].ravel()
+    return Start(at_reference, normals[grid].reshape(-1, 3), colors, spacing, seen, positions, measured)
+
+
+def _rays(scene: Scene, margin: int = 0) -> np.ndarray:
+    """Rays (h, w, 3) with z = 1 of a picture and a margin around it."""
+    fx, fy, cx, cy = scene.camera.params
+    across = (np.arange(-margin, scene.camera.width_px + margin)[None] - cx) / fx
+    down = (np.arange(-margin, scene.camera.height_px + margin)[:, None] - cy) / fy
+    return np.stack(np.broadcast_arrays(across, down, 1.0), axis=-1)
+
+
+def _from_points(scene: Scene, max_gaussians: int) -> Start:
+    """Unproject every kept frame and keep one point a cell: the first that was seen."""
+    rays = _rays(scene)
+    cell = np.sqrt(len(scene.kept)) / scene.camera.params[0]
+    parts: list[np.ndarray] = []
+    taken: set[bytes] = set()
+    for position in scene.kept:
+        view, T = scene.view(position), scene.frames[position].T_world_camera
+        depth = view.depth / scene.median_depth
+        known = view.tissue & (depth > 0)
+        normals = normals_from_depth(depth, rays)[known] @ T[:3, :3].T
+        points = (rays * depth[..., None])[known] @ T[:3, :3].T + T[:3, 3] / scene.median_depth
+        keys = np.floor(points / cell).astype(np.int32)
+        _, first = np.unique(keys, axis=0, return_index=True)
+        new = np.array([i for i in first if keys[i].tobytes() not in taken], dtype=int)
+        taken.update(keys[i].tobytes() for i in new)
+        parts.append(np.concatenate([points[new], normals[new], view.image[known][new] / 255.0], axis=1))
+    table = np.concatenate(parts)
+    table = table[np.linspace(0, len(table) - 1, min(len(table), max_gaussians)).round().astype(int)]
+    return Start(table[:, :3], table[:, 3:6], table[:, 6:9], _spacing(table[:, :3]), np.ones(len(table), bool))
+
+
+def _spacing(points: np.ndarray) -> np.ndarray:
+    """Distance to the third nearest neighbour: about that of a square grid."""
+    distances, _ = cKDTree(points).query(points, k=min(4, len(points)))
+    return np.maximum(distances[:, -1], 1e-6)
+
+
+def make_model(start: Start, scene: Scene, deformation: DeformationName, are_surfels: bool) -> SplatModel:
+    """Gaussians on the points, flat along their normals, moving as far as the tracks say."""
+    times = torch.tensor([scene.frames[i].time for i in scene.kept], dtype=torch.float32)
+    num = len(start.points)
+    num_motion = int(np.clip(len(scene.frames) // FRAMES_PER_BUMP + 1, 2, MAX_BUMPS))
+    num_color = int(np.clip(len(scene.frames) // FRAMES_PER_COLOR_BUMP, 2, MAX_BUMPS))
+    means = torch.tensor(start.points, dtype=torch.float32)
+    motion = None
+    if start.tracks is not None and start.is_measured is not None and deformation != "static":
+        weights = torch.tensor(np.where(start.is_measured, 1.0, FILLED_WEIGHT), dtype=torch.float32)
+        means, motion = fit_motion(times, torch.tensor(start.tracks, dtype=torch.float32), weights, num_motion)
+    model: torch.nn.Module
+    if deformation == "hexplane":
+        model = HexPlane(means, num_motion, motion)
+    else:
+        model = TimeBasis(num, num_motion if deformation == "time_basis" else 0, num_color if deformation == "time_basis" else 0)
+        if motion is not None:
+            model.motion.data = motion
+    spread = torch.tensor(SPREAD * start.spacing, dtype=torch.float32)
+    scales = torch.stack([spread, spread, FLATNESS * spread], dim=1)
+    colors = torch.tensor(start.colors, dtype=torch.float32)
+    opacities = torch.full((num,), START_OPACITY)
+    turned, seen = _facing(torch.tensor(start.normals, dtype=torch.float32)), torch.tensor(start.is_seen)
+    return SplatModel(means, turned, scales, opacities, colors, model, are_surfels, seen)
+
+
+def _facing(normals: torch.Tensor) -> torch.Tensor:
+    """Quaternions (wxyz) that turn the third axis to the normals."""
+    normals = torch.where(normals.norm(dim=1, keepdim=True) > 0.5, normals, torch.tensor([0.0, 0.0, -1.0]))
+    # Half way between the axis and the normal; turning half a circle about x where they are opposite.
+    w = 1.0 + normals[:, 2]
+    turned = torch.stack([w, -normals[:, 1], normals[:, 0], torch.zeros_like(w)], dim=1)
+    opposite = torch.tensor([0.0, 1.0, 0.0, 0.0]).expand_as(turned)
+    return torch.nn.functional.normalize(torch.where(w[:, None] < 1e-4, opposite, turned), dim=1)

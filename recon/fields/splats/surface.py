@@ -1,0 +1,161 @@
+"""The surface that Gaussians show, at one time, and where its vertices are at others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.spatial import cKDTree
+from scipy.special import erf
+
+from recon.fields.scene import Scene
+from recon.fields.splats.model import SplatModel
+from recon.fields.splats.projection import Pinhole
+from recon.fields.splats.rasterize import Backend, rasterize
+from recon.fusion.fuse import FusionSettings, fuse
+from recon.fusion.view import View
+from recon.geometry.cameras import ray_grid
+from recon.geometry.depth_surface import depth_surface
+from recon.geometry.surface import normals_from_depth
+from recon.io.meshes import vertex_normals
+from recon.tracking.scale_sources import spread
+from recon.types import Camera, Mesh
+
+MIN_ALPHA = 0.5
+"""Pixels that stop less light show no surface."""
+MARGIN_SHARE = 0.08
+"""Of the picture's size on each side of a still camera's view: what moves into it is beside it at the reference time."""
+NUM_CARRIERS = 8
+MAX_FUSED = 60
+"""Views of a moving camera from which the surface is fused."""
+TOLERANCE = 0.01
+"""Error that confidence asks about, in median depths."""
+SHARED_ERROR = 0.25
+"""Share of the variance between frames that more frames do not average away."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One drawn view, lengths in the scene's unit."""
+
+    color: Float[np.ndarray, "h w 3"]
+    """0 to 1."""
+    depth: Float[np.ndarray, "h w"]
+    """z-depth; 0 where nothing stops the light."""
+    is_seen: Float[np.ndarray, "h w"]
+    """True where what is shown was seen by some frame."""
+
+
+def draw(model: SplatModel, scene: Scene, T_world_camera: np.ndarray, time: float, camera: Camera, backend: Backend = "auto") -> Drawn:
+    """Draw Gaussians at a time from a pose in the scene's unit."""
+    T = np.linalg.inv(T_world_camera)
+    T[:3, 3] /= scene.median_depth
+    with torch.no_grad():
+        pose = torch.tensor(T, dtype=torch.float32, device=model.means.device)
+        drawn = rasterize(model.at(time, model.is_seen[:, None].float()), pose, Pinhole.of(camera), backend)
+        depth = torch.where(drawn.alpha > MIN_ALPHA, drawn.mean_depth() * scene.median_depth, 0.0).clamp_min(0.0)
+        seen = drawn.features[..., 3] > 0.5 * drawn.alpha
+    return Drawn(drawn.features[..., :3].clamp(0, 1).cpu().numpy(), depth.cpu().numpy(), seen.cpu().numpy())
+
+
+def reference_surface(model: SplatModel, scene: Scene, position: int, fills_unseen: bool, backend: Backend = "auto") -> Mesh:
+    """The surface at the time of one frame, with colours, normals, observations and confidence.
+
+    Places that no frame ever saw are holes, or with `fills_unseen` carry no observation and a confidence of 0.
+    """
+    mesh = _from_one_view(model, scene, position, fills_unseen, backend) if scene.is_still else _fused(model, scene, position, backend)
+    return _reviewed(replace(mesh, unit=scene.unit, normals=vertex_normals(mesh.vertices, mesh.faces)), model, scene, position)
+
+
+def _from_one_view(model: SplatModel, scene: Scene, position: int, fills_unseen: bool, backend: Backend) -> Mesh:
+    frame = scene.frames[position]
+    camera = widened(scene.camera, MARGIN_SHARE)
+    drawn = draw(model, scene, frame.T_world_camera, frame.time, camera, backend)
+    mesh = depth_surface(camera, drawn.depth, (drawn.depth > 0) & (fills_unseen | drawn.is_seen))
+    fx, fy, cx, cy = camera.params
+    x = np.rint(mesh.vertices[:, 0] / mesh.vertices[:, 2] * fx + cx).astype(int).clip(0, camera.width_px - 1)
+    y = np.rint(mesh.vertices[:, 1] / mesh.vertices[:, 2] * fy + cy).astype(int).clip(0, camera.height_px - 1)
+    T = frame.T_world_camera
+    colors = np.rint(255 * drawn.color[y, x]).astype(np.uint8)
+    return replace(mesh, vertices=mesh.vertices @ T[:3, :3].T + T[:3, 3], colors=colors)
+
+
+def widened(camera: Camera, share: float) -> Camera:
+    """A PINHOLE that sees a margin of this share of the picture's size more on each side."""
+    fx, fy, cx, cy = camera.params
+    right, down = round(share * camera.width_px), round(share * camera.height_px)
+    return Camera("PINHOLE", camera.width_px + 2 * right, camera.height_px + 2 * down, (fx, fy, cx + right, cy + down))
+
+
+def _fused(model: SplatModel, scene: Scene, position: int, backend: Backend) -> Mesh:
+    """A TSDF of what the poses of the kept frames would see at the time of one of them."""
+    chosen = spread(scene.kept, MAX_FUSED)
+    rays = ray_grid(scene.camera)
+    rays = (rays / rays[..., 2:]).astype(np.float32)
+    time, sigma = scene.frames[position].time, np.float32(TOLERANCE)
+
+    def load(k: int) -> View:
+        frame = scene.frames[chosen[k]]
+        drawn = draw(model, scene, frame.T_world_camera, time, scene.camera, backend)
+        normals = normals_from_depth(drawn.depth, rays).astype(np.float32)
+        cosine = np.abs((normals * rays / np.linalg.norm(rays, axis=-1, keepdims=True)).sum(axis=-1))
+        weight = np.where((drawn.depth > 0) & drawn.is_seen, cosine, 0).astype(np.float32)
+        known = np.where(drawn.depth > 0, sigma, 0).astype(np.float32)
+        picture = np.rint(255 * drawn.color).astype(np.uint8)
+        return View(
+            frame.index, scene.camera, frame.T_world_camera, drawn.depth, normals, weight, picture, np.zeros_like(weight, bool), known
+        )
+
+    alone = [np.zeros(0, np.int64)] * len(chosen)
+    mesh, _ = fuse(load, alone, scene.median_depth, TOLERANCE, scene.unit, FusionSettings(), lambda items, total, text: items)
+    return mesh
+
+
+def carry(
+    points: Float[np.ndarray, "v 3"], model: SplatModel, scene: Scene, time: float, times: Iterable[float]
+) -> Iterator[Float[np.ndarray, "v 3"]]:
+    """Where points of the surface at `time` are at other times: each moves with the Gaussians around it. Scene units."""
+
+    def means(t: float) -> np.ndarray:
+        with torch.no_grad():
+            return model.at(t).means.cpu().numpy().astype(np.float64) * scene.median_depth
+
+    start = means(time)
+    distance, nearest = cKDTree(start).query(points, k=min(NUM_CARRIERS, len(start)))
+    weight = 1.0 / (distance + 1e-3 * scene.median_depth)
+    weight /= weight.sum(axis=1, keepdims=True)
+    for t in times:
+        yield points + ((means(t) - start)[nearest] * weight[..., None]).sum(axis=1)
+
+
+def _reviewed(mesh: Mesh, model: SplatModel, scene: Scene, position: int) -> Mesh:
+    """Observations, last sighting and confidence by what the kept frames' own depth says of every vertex, carried to their times."""
+    count, square, last = np.zeros(len(mesh.vertices)), np.zeros(len(mesh.vertices)), np.full(len(mesh.vertices), np.nan)
+    times = [scene.frames[i].time for i in scene.kept]
+    fx, fy, cx, cy = scene.camera.params
+    for i, points in zip(scene.kept, carry(mesh.vertices, model, scene, scene.frames[position].time, times), strict=True):
+        view, frame = scene.view(i), scene.frames[i]
+        local = (points - frame.T_world_camera[:3, 3]) @ frame.T_world_camera[:3, :3]
+        z = np.where(local[:, 2] > 0, local[:, 2], np.inf)
+        x, y = np.rint(local[:, 0] / z * fx + cx).astype(int), np.rint(local[:, 1] / z * fy + cy).astype(int)
+        inside = (x >= 0) & (y >= 0) & (x < scene.camera.width_px) & (y < scene.camera.height_px) & np.isfinite(z)
+        x, y = np.where(inside, x, 0), np.where(inside, y, 0)
+        measured = view.depth[y, x]
+        off = (z - measured) / scene.median_depth
+        seen = inside & view.tissue[y, x] & (measured > 0) & (np.abs(off) < 5 * TOLERANCE)
+        count += seen
+        square += np.where(seen, off**2, 0)
+        last = np.where(seen, frame.timestamp_s, last)
+    variance = square / np.maximum(count, 1) * (1 / np.maximum(count, 1) + SHARED_ERROR)
+    confidence = np.where(count > 0, erf(TOLERANCE / np.sqrt(2 * np.maximum(variance, 1e-12))), 0)
+    last = np.where(np.isfinite(last), last, scene.frames[position].timestamp_s)
+    return replace(
+        mesh,
+        observations=count.astype(np.float32),
+        confidence=confidence.astype(np.float32),
+        last_seen_s=last.astype(np.float32),
+        matched=np.zeros(len(count), np.float32),
+    )

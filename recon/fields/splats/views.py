@@ -1,0 +1,59 @@
+"""The kept frames of a scene as tensors in normalised units: lengths in median depths, so that m, cm and mm train alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from recon.fields.scene import Scene
+from recon.image.membrane import membrane
+from recon.io.atomic import atomic_path
+
+CACHED = 64
+"""Frames in memory at a time."""
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """One frame; lengths in median depths."""
+
+    image: Float[Tensor, "h w 3"]
+    """0 to 1."""
+    tissue: Bool[Tensor, "h w"]
+    depth: Float[Tensor, "h w"]
+    """0 where unknown."""
+    filled: Float[Tensor, "h w"]
+    """The depth with a membrane over what is unknown."""
+    T_camera_world: Float[Tensor, "4 4"]
+    time: float
+
+
+class TrainingViews:
+    """Views by position in the scene. Filled depth is made once, into `folder`."""
+
+    def __init__(self, scene: Scene, folder: Path, device: str) -> None:
+        self.scene, self.device = scene, device
+        file = folder / "filled.npy"
+        if not file.exists():
+            with atomic_path(file) as part:
+                filled = np.lib.format.open_memmap(part, "w+", np.float32, scene.depth.shape)
+                for i in range(len(scene.frames)):
+                    view = scene.view(i)
+                    filled[i] = membrane(view.depth, view.tissue & (view.depth > 0))
+                filled.flush()
+        self._filled = np.load(file, mmap_mode="r", allow_pickle=False)
+        self.view = lru_cache(CACHED)(self._view)
+
+    def _view(self, position: int) -> TrainingView:
+        raw, frame, size = self.scene.view(position), self.scene.frames[position], np.float32(self.scene.median_depth)
+        T = np.linalg.inv(frame.T_world_camera)
+        T[:3, 3] /= self.scene.median_depth
+        arrays = (raw.image / np.float32(255), raw.tissue, np.where(raw.tissue, raw.depth, 0) / size, self._filled[position] / size)
+        tensors = [torch.from_numpy(np.array(array)).to(self.device) for array in arrays]
+        return TrainingView(*tensors, torch.tensor(T, dtype=torch.float32, device=self.device), frame.time)
