@@ -1,4 +1,4 @@
-"""The NeRF as far as it needs no nerfstudio: the box and its inverse, the choice of rays, depth terms, the child's tale, surfaces."""
+"""The NeRF as far as it needs no nerfstudio: the box and its inverse, the choice of rays, depth terms, the child's tale."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 import torch
-from moving_scenes import BREATH_MM, CAMERA, DEPTH_MM, SLOPE, wall_depth, wall_image, wall_scene
+from moving_scenes import wall_scene
 
 from recon.fields.nerf import training
-from recon.fields.nerf.deformation import Deformation
+from recon.fields.nerf.deformation import Deformation, num_time_frequencies
 from recon.fields.nerf.depth_terms import huber_depth_loss, mean_where_known, termination_loss
 from recon.fields.nerf.normalisation import normalise
 from recon.fields.nerf.ray_choice import TissueRays
 from recon.fields.nerf.settings import NerfSettings
 from recon.fields.nerf.training import Check, Render, train_and_render
-from recon.fields.rendered_surface import Rendering, fused_surface, poses_for_time, still_surface
 from recon.geometry.surface import backproject
 from recon.io.atomic import write_json
 from recon.types import ReconError
@@ -104,14 +103,14 @@ def test_no_ray_where_masks_cover_everything():
 
 def test_the_scene_stands_still_before_training():
     torch.manual_seed(0)
-    moved = Deformation(1.5, width=16, num_layers=2)(torch.rand(10, 4, 3), torch.rand(10, 4, 1))
+    moved = Deformation(1.5, width=16, num_layers=2, num_frequencies=3)(torch.rand(10, 4, 3), torch.rand(10, 4, 1))
     assert moved.shape == (10, 4, 3)
     assert torch.all(moved == 0)
 
 
 def test_the_deformation_can_learn_a_motion():
     torch.manual_seed(0)
-    deformation = Deformation(1.0, width=32, num_layers=2)
+    deformation = Deformation(1.0, width=32, num_layers=2, num_frequencies=3)
     optimizer = torch.optim.Adam(deformation.parameters(), 5e-3)
     positions, times = 2 * torch.rand(512, 3) - 1, torch.rand(512, 1)
     motion = torch.cat([0.1 * torch.sin(2 * math.pi * times), 0.05 * positions[:, :1], 0 * times], dim=-1)
@@ -121,6 +120,13 @@ def test_the_deformation_can_learn_a_motion():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.02 * float((motion**2).mean())
+
+
+def test_the_fastest_wave_of_time_spans_eight_frames_at_least():
+    assert [num_time_frequencies(n) for n in (2, 8, 16, 40, 64, 1000)] == [2, 2, 3, 4, 5, 8]
+    for n in (16, 40, 64, 1000):
+        periods = 2.0 ** (num_time_frequencies(n) - 2)
+        assert 8 <= n / periods < 16
 
 
 def samples(unit: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -248,49 +254,4 @@ def test_scenes_of_which_nothing_can_be_learnt_are_refused(tmp_path, monkeypatch
 def test_a_scene_whose_masks_cover_everything_is_refused(tmp_path):
     folder = wall_scene(tmp_path / "scene", depth_kind="none", covered=True).folder
     with pytest.raises(ReconError, match=r"masks of .* cover all of every frame"):
-        training.check_scene(folder)
-
-
-# Surfaces
-
-
-def render_wall(scene, pose_of: int, time_of: int) -> Rendering:
-    T, time = scene.frames[pose_of].T_world_camera, scene.frames[time_of].time
-    return Rendering(pose_of, wall_image(CAMERA, T, time), wall_depth(CAMERA, T, time).astype(np.float32))
-
-
-def off_the_wall_mm(vertices: np.ndarray, time: float) -> np.ndarray:
-    height = DEPTH_MM + BREATH_MM * np.sin(np.pi * time)
-    return np.abs(vertices[:, 2] - height - SLOPE * vertices[:, 0]) / np.hypot(1, SLOPE)
-
-
-def test_the_surface_of_a_still_camera_lies_on_the_wall_and_is_open_where_nothing_was_ever_seen(tmp_path):
-    scene = wall_scene(tmp_path)
-    mesh = still_surface(scene, render_wall(scene, 3, 3), 3)
-    assert mesh.unit == "mm"
-    assert off_the_wall_mm(mesh.vertices, scene.frames[3].time).max() < 1e-4
-    seen = scene.tissue[:].sum(axis=0)
-    assert len(mesh.vertices) == np.count_nonzero(seen) == CAMERA.width_px * CAMERA.height_px - 9
-    fx, fy, cx, cy = CAMERA.params
-    u, v = (np.rint(mesh.vertices[:, i] / mesh.vertices[:, 2] * f + c).astype(int) for i, f, c in ((0, fx, cx), (1, fy, cy)))
-    assert np.array_equal(mesh.observations, seen[v, u])
-    was_hidden = ~scene.tissue[3][v, u]
-    assert was_hidden.any()
-    now = np.float32(scene.frames[3].timestamp_s)
-    assert np.all(mesh.last_seen_s[~was_hidden] == now)
-    assert np.all(mesh.last_seen_s[was_hidden] != now)
-    assert np.array_equal(mesh.colors, render_wall(scene, 3, 3).image[v, u])
-
-
-def test_the_surface_of_a_moving_camera_is_fused_from_frames_to_learn_from(tmp_path):
-    scene = wall_scene(tmp_path, num_frames=5, step_mm=6.0, held_out=(2,))
-    poses = poses_for_time(scene, 2, 4)
-    assert 2 not in poses and len(poses) == len(set(poses)) == 4
-    mesh = fused_surface(scene, lambda i: render_wall(scene, poses[i], 2), len(poses), unwatched)
-    assert off_the_wall_mm(mesh.vertices, scene.frames[2].time).mean() < 0.1
-    assert np.ptp(mesh.vertices[:, 0]) > 1.2 * DEPTH_MM * CAMERA.width_px / CAMERA.params[0] * 0.9
-    assert mesh.unit == "mm"
-
-
-def test_a_still_camera_needs_one_pose(tmp_path):
-    assert poses_for_time(wall_scene(tmp_path, held_out=(2,)), 2, 8) == [1]
+        training.trainable_scene(folder)

@@ -7,10 +7,11 @@ from its other places, and the depth of several is fused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from scipy.special import erf
 
 from recon.fields.scene import Scene
 from recon.fusion.fuse import FusionSettings, fuse
@@ -20,12 +21,14 @@ from recon.geometry.cameras import project
 from recon.geometry.depth_surface import depth_surface
 from recon.geometry.surface import edge_mask, normals_from_depth
 from recon.io.meshes import vertex_normals
-from recon.types import Mesh
+from recon.types import Mesh, ReconError
 
 MAX_JUMP = 0.1
 """Relative step of depth between neighbouring pixels that counts as an occlusion edge."""
-ASSUMED_SIGMA = 0.01
-"""Of the logarithm of rendered depth, which says nothing of its own error."""
+TOLERANCE = 0.01
+"""Error that confidence asks about, in median depths."""
+SHARED_ERROR = 0.25
+"""Share of the variance between frames that more frames do not average away."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,39 @@ class Rendering:
     """z-depth in the scene's unit; 0 where nothing is."""
 
 
-def still_surface(scene: Scene, rendering: Rendering, time_of: int) -> Mesh:
+def squared_error(scene: Scene, load: Callable[[int], np.ndarray]) -> Float[np.ndarray, "h w"]:
+    """Mean square over the frames to learn from of rendered minus known depth, in median depths; NaN where no frame knew any.
+
+    For a camera that stands still. `load` gives the depth rendered for a frame, by its position.
+    """
+    total, count = (np.zeros(scene.depth.shape[1:]) for _ in range(2))
+    for position in scene.kept:
+        view = scene.view(position)
+        known = view.tissue & (view.depth > 0)
+        total += np.where(known, ((load(position) - view.depth) / scene.median_depth) ** 2, 0)
+        count += known
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def still_surface(scene: Scene, rendering: Rendering, time_of: int, squared: Float[np.ndarray, "h w"]) -> Mesh:
     """Triangulate one depth map, world axes and the scene's unit, where any frame to learn from saw tissue in that pixel.
 
     `observations` counts those frames, and `last_seen_s` is the time of the one nearest to the frame `time_of`: where it is another
-    time than that frame's own, an instrument was in the way and the field filled the place in. May be empty.
+    time than that frame's own, an instrument was in the way and the field filled the place in. Confidence comes from `squared`, of
+    `squared_error`. Raises ReconError (exit code 1) when nothing is left.
     """
     seen = np.array([scene.tissue[position] for position in scene.kept])
     mesh = depth_surface(scene.camera, rendering.depth.astype(np.float64), seen.any(axis=0))
     if len(mesh.faces) == 0:
-        return replace(mesh, unit=scene.unit)
+        index = scene.frames[time_of].index
+        raise ReconError(f"the field shows no surface at the time of frame {index}: look at its render, and at the masks", exit_code=1)
     pixels, _ = project(scene.camera, mesh.vertices)
     column, row = np.rint(pixels).astype(int).T
     times = np.array([scene.frames[position].timestamp_s for position in scene.kept])
     nearest_first = np.argsort(np.abs(times - scene.frames[time_of].timestamp_s), kind="stable")
     seen_at = seen[:, row, column]
+    variance = squared[row, column] * (1 / seen_at.sum(axis=0) + SHARED_ERROR)
+    confidence = np.where(np.isfinite(variance), erf(TOLERANCE / np.sqrt(2 * np.maximum(variance, 1e-12))), 0)
     T = scene.frames[rendering.pose_of].T_world_camera
     vertices = mesh.vertices @ T[:3, :3].T + T[:3, 3]
     return Mesh(
@@ -61,8 +82,10 @@ def still_surface(scene: Scene, rendering: Rendering, time_of: int) -> Mesh:
         mesh.faces,
         colors=rendering.image[row, column],
         normals=vertex_normals(vertices, mesh.faces),
+        confidence=confidence.astype(np.float32),
         observations=seen_at.sum(axis=0).astype(np.float32),
         last_seen_s=times[nearest_first][seen_at[nearest_first].argmax(axis=0)].astype(np.float32),
+        matched=np.zeros(len(vertices), np.float32),
         unit=scene.unit,
     )
 
@@ -99,7 +122,7 @@ def fused_surface(
 
     alone = [np.zeros(0, np.int64)] * num_views  # one field drew them all, so that their agreement says nothing
     settings = FusionSettings(voxels_per_depth=voxels_per_depth)
-    return fuse(view, alone, scene.median_depth, ASSUMED_SIGMA, scene.unit, settings, watch)[0]
+    return fuse(view, alone, scene.median_depth, TOLERANCE, scene.unit, settings, watch)[0]
 
 
 def poses_for_time(scene: Scene, time_of: int, num: int) -> list[int]:

@@ -14,8 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 POSITION_FREQUENCIES = 4
-TIME_FREQUENCIES = 6
-"""Octaves: the fastest is 16 periods over the recording, a breath every couple of seconds of half a minute."""
+MIN_FRAMES_PER_PERIOD = 8
+"""Of the fastest wave of time: a faster one fits the frames that are seen and wavers between them."""
+
+
+def num_time_frequencies(num_frames: int) -> int:
+    """Octaves of time that so many frames determine; the second makes one period over the recording."""
+    return max(2, 2 + int(math.log2(max(num_frames / MIN_FRAMES_PER_PERIOD, 1))))
 
 
 class Deformation(nn.Module):
@@ -25,12 +30,13 @@ class Deformation(nn.Module):
         half_side: of the cube about the origin that holds the scene; positions are divided by it.
         width: of the hidden layers.
         num_layers: hidden ones.
+        num_frequencies: octaves of time.
     """
 
-    def __init__(self, half_side: float, width: int, num_layers: int) -> None:
+    def __init__(self, half_side: float, width: int, num_layers: int, num_frequencies: int) -> None:
         super().__init__()
-        self.half_side = half_side
-        sizes = [3 * (1 + 2 * POSITION_FREQUENCIES) + 1 + 2 * TIME_FREQUENCIES] + [width] * num_layers
+        self.half_side, self.num_frequencies = half_side, num_frequencies
+        sizes = [3 * (1 + 2 * POSITION_FREQUENCIES) + 1 + 2 * num_frequencies] + [width] * num_layers
         layers: list[nn.Module] = []
         for num_in, num_out in pairwise(sizes):
             layers += [nn.Linear(num_in, num_out), nn.ReLU()]
@@ -41,11 +47,11 @@ class Deformation(nn.Module):
 
     def forward(self, positions: Float[Tensor, "*n 3"], times: Float[Tensor, "*n 1"]) -> Float[Tensor, "*n 3"]:
         """Displacement of points (box units) at their times (0 to 1 over the recording)."""
-        encoded = [encode(positions / self.half_side, POSITION_FREQUENCIES), encode(2 * times - 1, TIME_FREQUENCIES)]
+        encoded = [encode(positions / self.half_side, POSITION_FREQUENCIES), encode(2 * times - 1, self.num_frequencies)]
         return self.half_side * self.layers(torch.cat(encoded, dim=-1))
 
 
-def encode(values: Tensor, num_frequencies: int) -> Tensor:
+def encode(values: Float[Tensor, "*n c"], num_frequencies: int) -> Float[Tensor, "*n e"]:
     """Values and the sines and cosines of their octaves; values from -1 to 1 make one period at the second lowest."""
     angles = values[..., None] * (math.pi / 2 * 2.0 ** torch.arange(num_frequencies, device=values.device))
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)

@@ -21,11 +21,8 @@ from nerfstudio.model_components.scene_colliders import SceneCollider
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor, nn
 
-from recon.fields.nerf.deformation import Deformation, encode
+from recon.fields.nerf.deformation import Deformation, encode, num_time_frequencies
 from recon.fields.nerf.depth_terms import huber_depth_loss, mean_where_known, termination_loss
-
-COLOR_FREQUENCIES = 4
-"""Octaves of time that colour sees."""
 
 
 @dataclass
@@ -50,13 +47,14 @@ class TimedColorField(NerfactoField):
     """Nerfacto's field whose colour may change with time: highlights wander over wet tissue that hardly moves. Density may not, so that
     motion is left to the deformation."""
 
-    def __init__(self, aabb: Tensor, **options: Any) -> None:
-        super().__init__(aabb, num_images=0, appearance_embedding_dim=2 * COLOR_FREQUENCIES, **options)
+    def __init__(self, aabb: Tensor, num_frequencies: int, **options: Any) -> None:
+        super().__init__(aabb, num_images=0, appearance_embedding_dim=2 * num_frequencies, **options)
+        self.num_frequencies = num_frequencies
         self.embedding_appearance = None  # the room that it has in the colour's perceptron is taken by the time
 
     def get_outputs(self, ray_samples: RaySamples, density_embedding: Tensor | None = None) -> dict[FieldHeadNames, Tensor]:
         directions = (ray_samples.frustums.directions + 1) / 2
-        times = encode(2 * ray_samples.times - 1, COLOR_FREQUENCIES)[..., 1:]
+        times = encode(2 * ray_samples.times - 1, self.num_frequencies)[..., 1:]
         seen = [self.direction_encoding(directions.reshape(-1, 3)), density_embedding.reshape(-1, self.geo_feat_dim), times.flatten(0, -2)]
         return {FieldHeadNames.RGB: self.mlp_head(torch.cat(seen, dim=-1)).view(*directions.shape)}
 
@@ -102,8 +100,10 @@ class EndoNerfModel(NerfactoModel):
         with without_lpips():
             super().populate_modules()
         found = self.kwargs["metadata"]
+        num_frequencies = num_time_frequencies(found["num_frames"])
         self.field = TimedColorField(
             self.scene_box.aabb,
+            num_frequencies,
             num_levels=self.config.num_levels,
             base_res=self.config.base_res,
             max_res=self.config.max_res,
@@ -115,7 +115,8 @@ class EndoNerfModel(NerfactoModel):
         self.collider = DepthCollider(found["near"], found["far"])
         self.deformation = None
         if self.config.deformation_layers:
-            self.deformation = Deformation(found["half_side"], self.config.deformation_width, self.config.deformation_layers)
+            width, layers = self.config.deformation_width, self.config.deformation_layers
+            self.deformation = Deformation(found["half_side"], width, layers, num_frequencies)
         # Depth that nobody vouches for is right up to a factor and a shift of each frame, which are learnt.
         self.depth_fit = nn.Parameter(torch.zeros(found["num_frames"], 2)) if not found["is_trusted"] else None
 

@@ -22,7 +22,7 @@ from typing import Any
 import recon
 from recon.fields.nerf.normalisation import normalise
 from recon.fields.nerf.settings import NerfSettings
-from recon.fields.scene import read_scene
+from recon.fields.scene import Scene, read_scene
 from recon.io.atomic import read_json, write_json
 from recon.types import ReconError
 
@@ -74,7 +74,7 @@ def train_and_render(
     not made here or for another recipe, and (exit code 1) for a loss that is no number, with its step and term, and when the process ends.
     """
     check_installed()
-    check_scene(scene)
+    trainable_scene(scene)
     _claim(folder, scene, settings)
     task = {
         "scene": str(scene),
@@ -102,14 +102,15 @@ def check_installed() -> None:
         )
 
 
-def check_scene(folder: Path) -> None:
-    """Raises ReconError for a scene that no NeRF can be made of: too few frames, no tissue, or no depth."""
+def trainable_scene(folder: Path) -> Scene:
+    """Read a scene. Raises ReconError for one that no NeRF can be made of: too few frames, no tissue, or no depth."""
     scene = read_scene(folder)
     if len(scene.kept) < 2:
         raise ReconError(f"{folder} has {len(scene.kept)} frame to train on; a scene that moves needs at least 2: give more frames")
     if not any(scene.tissue[position].any() for position in scene.kept):
         raise ReconError(f"the masks of {folder} cover all of every frame, so no tissue is left: check what white means in them")
     normalise(scene)
+    return scene
 
 
 def _claim(folder: Path, scene: Path, settings: NerfSettings) -> None:
