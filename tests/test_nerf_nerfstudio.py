@@ -122,6 +122,17 @@ def test_a_scene_is_learnt_in_its_unit(tmp_path):
 
 
 @pytest.mark.slow
+def test_depth_that_nobody_vouches_for_still_gives_the_level_and_a_surface_everywhere(tmp_path):
+    """Factors and shifts of single frames are free, their mean is not; and no ray of tissue goes through it."""
+    scene = wall_scene(tmp_path / "scene", depth_kind="untrusted")
+    train(scene.folder, tmp_path, replace(SETTINGS, num_steps=120))
+    depth, truth = read_depth(tmp_path / "depth.tiff"), wall_depth(CAMERA, np.eye(4), 0.0)
+    seen = scene.tissue[0]
+    assert np.all(depth[seen] > 0)
+    assert np.abs(depth / truth - 1)[seen].mean() < 0.08
+
+
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path):
     scene = wall_scene(tmp_path / "scene").folder
     train(scene, tmp_path / "whole")

@@ -59,8 +59,6 @@ def _trainer(task: dict[str, Any]) -> Any:
 
     settings, folder = NerfSettings(**task["settings"]), Path(task["folder"])
     device, _, index = task["device"].partition(":")
-    if index:
-        torch.cuda.set_device(int(index))
     config = trainer_config(settings, device)
     config.data = config.pipeline.datamanager.data = Path(task["scene"])
     config.output_dir, config.experiment_name, config.timestamp = folder, "nerfstudio", "run"
@@ -69,7 +67,7 @@ def _trainer(task: dict[str, Any]) -> Any:
         config.load_dir = config.get_checkpoint_dir()
         config.max_num_iterations = settings.num_steps - steps_done(checkpoint)
     torch.manual_seed(settings.seed)
-    trainer = config.setup(local_rank=0, world_size=1)
+    trainer = config.setup(local_rank=int(index or 0), world_size=1)
     trainer.setup()
     return trainer
 

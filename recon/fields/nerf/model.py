@@ -22,7 +22,7 @@ from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor, nn
 
 from recon.fields.nerf.deformation import Deformation, encode, num_time_frequencies
-from recon.fields.nerf.depth_terms import huber_depth_loss, mean_where_known, termination_loss
+from recon.fields.nerf.depth_terms import MIN_WEIGHT, huber_depth_loss, mean_where_known, termination_loss
 
 
 @dataclass
@@ -41,6 +41,8 @@ class EndoNerfModelConfig(NerfactoModelConfig):
     """Of the term that says where rays end, for trusted depth."""
     depth_loss_mult: float = 0.002
     """Of the Huber term on the rendered depth."""
+    opacity_loss_mult: float = 0.01
+    """Of the term that says that every ray of tissue ends in it."""
 
 
 class TimedColorField(NerfactoField):
@@ -158,7 +160,8 @@ class EndoNerfModel(NerfactoModel):
             return losses
         depth, sigma = batch["depth"], self.config.depth_sigma
         if self.depth_fit is not None:
-            factor, shift = self.depth_fit[batch["frame"].to(depth.device)].T
+            # The level that all frames share is the depth's own: seen by a still camera, nothing else tells it.
+            factor, shift = (self.depth_fit - self.depth_fit.mean(dim=0))[batch["frame"].to(depth.device)].T
             depth = torch.where(depth > 0, depth * factor.exp() + shift, 0.0)
         else:
             levels = zip(outputs["weights_list"], outputs["ray_samples_list"], strict=True)
@@ -167,6 +170,7 @@ class EndoNerfModel(NerfactoModel):
         losses["depth_loss"] = self.config.depth_loss_mult * mean_where_known(
             huber_depth_loss(outputs["expected_depth"][:, 0], depth, sigma), depth
         )
+        losses["opacity_loss"] = -self.config.opacity_loss_mult * torch.log(outputs["accumulation"] + MIN_WEIGHT).mean()
         return losses
 
     def get_image_metrics_and_images(
