@@ -14,20 +14,24 @@ import numpy as np
 
 from recon.data import open_source
 from recon.eval.surface import SurfaceOptions
-from recon.io.atomic import write_bytes, write_json, write_text
+from recon.fields.scene import read_scene
+from recon.io.atomic import read_json, write_bytes, write_json, write_text
+from recon.io.cameras import read_camera
 from recon.io.images import read_image
-from recon.pipeline import Stage
+from recon.pipeline import Stage, file_checksum, unkeyed
 from recon.report.figures import trajectory_figure
 from recon.report.pictures import spread
 from recon.report.tables import as_csv
 from recon.scoring.depth import DepthOptions, compare_depth
+from recon.scoring.field import FieldFiles, FieldOptions, score_field
+from recon.scoring.field_pictures import write_field_pictures
 from recon.scoring.frame_surface import FrameComparison, compare_frame_surfaces
 from recon.scoring.pictures import depth_error_map, surface_pictures
 from recon.scoring.prediction import Prediction, prediction_of_run
 from recon.scoring.score import Inputs, Score
 from recon.scoring.surface import Comparison, compare_surface, median_true_depth
 from recon.scoring.trajectory import compare_trajectory
-from recon.types import MAX_SEED, FrameSequence, Trajectory, bounded
+from recon.types import MAX_SEED, FrameSequence, ReconError, Trajectory, bounded
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,12 @@ class Config:
     """Points on each surface."""
     cap_mm: float = bounded(10.0, 0.1, 1000.0)
     """What missing surface costs in the penalised score."""
+    lpips_alexnet: Path | None = unkeyed(None)  # noqa: RUF009
+    """AlexNet's weights in torchvision's layout; with `lpips_linear`, pictures of a radiance field are scored by LPIPS too."""
+    lpips_linear: Path | None = unkeyed(None)  # noqa: RUF009
+    """LPIPS' own linear weights for AlexNet."""
+    fuse: str = "tsdf"
+    """As given for the run."""
     seed: int = bounded(0, 0, MAX_SEED)
     """Of the points sampled on the surfaces and of the bootstrap."""
 
@@ -53,9 +63,8 @@ class Config:
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write `metrics.json`, `frames.csv` and `figures/*`."""
     sequence = open_source(inputs["source"])
-    pred = prediction_of_run(
-        "this run", Inputs(False, False, False), inputs["scale"], inputs["mesh"] / "mesh.ply", inputs["masks"] / "scope.png"
-    )
+    used = truth_in(inputs)
+    pred = prediction_of_run("this run", Inputs(**used), inputs["scale"], inputs["mesh"] / "mesh.ply", inputs["masks"] / "scope.png")
     scores: list[Score] = []
     median_depth = None
     if sequence.depth_gt is not None:
@@ -67,7 +76,29 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         scores.append(_surface(sequence, pred, median_depth, out, config))
     elif sequence.frame_mesh_gt is not None:
         scores.append(compare_frame_surfaces(sequence, pred, FrameComparison(_options(config), max_frames=config.max_surface_frames)))
-    _write(out, scores)
+    if config.fuse != "tsdf":
+        scores.append(_field(sequence, inputs, out, config, Inputs(**used)))
+    _write(out, scores, used)
+
+
+def _field(sequence: FrameSequence, inputs: dict[str, Path], out: Path, config: Config, used: Inputs) -> Score:
+    """Pictures, depth, surfaces and tracks of a radiance field, and a film of them."""
+    lens = read_camera(inputs["camera"] / "camera.json")
+    files = FieldFiles(inputs[config.fuse], read_scene(inputs["scene"]), used, lens)
+    lpips = None
+    if config.lpips_alexnet is not None and config.lpips_linear is not None:
+        from recon.models.lpips import load_lpips, perceptual_distance
+
+        lpips = partial(perceptual_distance, load_lpips(config.lpips_alexnet, config.lpips_linear))
+    write_field_pictures(out, files)
+    return score_field(sequence, files, FieldOptions(seed=config.seed, lpips=lpips))
+
+
+def truth_in(inputs: dict[str, Path]) -> dict[str, bool]:
+    """Which truth entered the run: depth or poses of the data set, and the unit that they carry."""
+    depth, poses = (read_json(inputs[name] / f"{name}.json")["is_truth"] for name in ("depth", "trajectory"))
+    scale = read_json(inputs["scale"] / "scale.json")["source"] == "dataset"
+    return {"gt_depth": depth, "gt_pose": poses, "gt_scale": scale and (depth or poses)}
 
 
 def _depth(sequence: FrameSequence, pred: Prediction, inputs: dict[str, Path], out: Path, config: Config) -> Score:
@@ -99,7 +130,7 @@ def _options(config: Config) -> SurfaceOptions:
     return SurfaceOptions(num_samples=config.num_samples, seed=config.seed, cap_mm=config.cap_mm)
 
 
-def _write(out: Path, scores: list[Score]) -> None:
+def _write(out: Path, scores: list[Score], used: dict[str, bool]) -> None:
     frames: dict[int, dict[str, Any]] = {}
     for score in scores:
         for row in score.frames:
@@ -107,6 +138,7 @@ def _write(out: Path, scores: list[Score]) -> None:
     write_text(out / "frames.csv", as_csv(frames[index] for index in sorted(frames)))
     result = {
         "metrics": [asdict(metric) for score in scores for metric in score.metrics],
+        "truth_in": used,
         "gt_used": {kind: any(score.truth_used[kind] for score in scores) for kind in ("depth", "trajectory", "mesh")},
         "rungs": [row for score in scores for row in score.rungs],
         "curves": {name: curve for score in scores for name, curve in score.curves.items()},
@@ -115,11 +147,21 @@ def _write(out: Path, scores: list[Score]) -> None:
     write_json(out / "metrics.json", result)
 
 
+def _checksums(config: Config) -> dict[str, str]:
+    """Raises ReconError for weights of LPIPS that are not there, or of which only one file is given."""
+    given = {name: path for name, path in (("alexnet", config.lpips_alexnet), ("linear", config.lpips_linear)) if path is not None}
+    if len(given) == 1:
+        raise ReconError("evaluation.lpips_alexnet and evaluation.lpips_linear belong together: give both or neither")
+    return {f"lpips_{name}": file_checksum(path) for name, path in given.items()}
+
+
 STAGE = Stage(
     config=Config,
     run=run,
-    version=2,
-    reads=("source", "frames", "masks", "scale", "mesh"),
+    version=3,
+    reads=("source", "frames", "camera", "masks", "depth", "trajectory", "scale", "mesh"),
+    also_reads=lambda config: () if config.fuse == "tsdf" else ("scene", config.fuse),
+    checksums=_checksums,
     writes=("metrics.json", "frames.csv"),
     seconds_per_frame=0.2,
     bytes_per_frame=8_000,

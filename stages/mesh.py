@@ -31,12 +31,15 @@ class Config:
     """Pieces with fewer faces than this share of the largest one are dropped."""
     smoothing_steps: int = bounded(3, 0, 1000)
     """Pairs of Taubin smoothing steps."""
+    fuse: str = "tsdf"
+    """As given for the run."""
 
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """Write `mesh.ply`, `mesh.glb` and `mesh.json`. Raises ReconError (exit code 1) when no surface is left."""
-    surface = read_mesh(inputs["surface"] / "surface.ply")
-    num_frames = read_json(inputs["surface"] / "surface.json")["num_frames"]
+    source = made_by(config.fuse)
+    surface = read_mesh(inputs[source] / "surface.ply")
+    num_frames = read_json(inputs[source] / f"{source}.json")["num_frames"]
     min_confidence = config.min_confidence * min(1.0, num_frames / FRAMES_FOR_FULL_SUPPORT)
     settings = CleanSettings(min_confidence, config.max_removed_share, config.min_component_share, config.smoothing_steps)
     mesh = clean(surface, settings)
@@ -50,11 +53,17 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     write_json(out / "mesh.json", {"unit": mesh.unit, **counts, "kept_share": kept, "coverage": coverage})
 
 
+def made_by(fuse: str) -> str:
+    """The stage that gives the surface."""
+    return "surface" if fuse == "tsdf" else fuse
+
+
 STAGE = Stage(
     config=Config,
     run=run,
     version=3,
-    reads=("scale", "surface"),
+    reads=("scale",),
+    also_reads=lambda config: (made_by(config.fuse),),
     writes=("mesh.ply", "mesh.glb", "mesh.json"),
     seconds_per_frame=0.05,
     bytes_per_frame=200_000,

@@ -16,11 +16,15 @@ from recon.io.trajectory import write_tum
 from recon.pipeline import RUN, Stage, reached_from, read_manifest, unkeyed
 from recon.report.page import render_page
 from recon.report.pictures import PictureSources, page_pictures
-from recon.report.summary import frame_list, frame_numbers, partial_reasons
+from recon.report.summary import frame_list, frame_numbers, instrument_notes, partial_reasons
+from recon.scoring.field_pictures import VIDEO
 from recon.scoring.score import Inputs
 from recon.types import Metric, Trajectory, bounded
 
-TOLD = ("frames", "camera", "masks", "structure", "depth", "trajectory", "scale", "stereo", "surface", "mesh", "evaluation")
+TOLD = (
+    *("frames", "camera", "masks", "structure", "depth", "trajectory", "scale", "stereo", "surface"),
+    *("scene", "splats", "mesh", "evaluation"),
+)
 """Stages whose cost and config the report tells, those that this result hangs on."""
 SCHEMA = 1
 MIN_EXTENT = 0.02
@@ -43,7 +47,7 @@ class Config:
     """As given for the run."""
     device: str = unkeyed("auto")
     """As given for the run."""
-    fuse: str = unkeyed("tsdf")
+    fuse: str = "tsdf"
     """As given for the run."""
 
 
@@ -53,7 +57,8 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     source = read_json(inputs["frames"] / "frames.json")
     tracked = read_json(inputs["scale"] / "trajectory.json")
     poses = tracked["frames"]
-    frames = frame_list(source["frames"], read_json(inputs["masks"] / "gate.json")["frames"], poses)
+    gate = read_json(inputs["masks"] / "gate.json")
+    frames = frame_list(source["frames"], gate["frames"], poses)
     evaluation = read_json(inputs["evaluation"] / "metrics.json")
     unit = read_json(inputs["scale"] / "scale.json")["unit"]
     trajectory = _trajectory(frames, poses, unit)
@@ -63,14 +68,17 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         write_tum(out / f"trajectory_{number}.txt", _trajectory(frames, piece["frames"], "unitless"))
     for name in ("mesh.ply", "mesh.glb"):
         _copy(inputs["mesh"] / name, out / name)
+    for file in _field_files(inputs, config.fuse):
+        _copy(file, out / (f"meshes/{file.name}" if file.parent.name == "meshes" else file.name))
     sources = PictureSources(inputs, frames, trajectory, read_mesh(inputs["mesh"] / "mesh.ply"))
     report = _report(inputs, source, frames, evaluation, config)
     report["pieces"] = [_piece(number, piece["frames"]) for number, piece in enumerate(tracked["pieces"], start=2)]
     report["still"] = report["frames"]["posed"] > 1 and tracked["mapping"]["extent"] < MIN_EXTENT and not source["is_unrelated"]
-    report["cuts"] = read_json(inputs["masks"] / "gate.json")["cuts"]
+    report["cuts"] = gate["cuts"]
     report["seconds"]["report"] = round(time.perf_counter() - start, 3)
     pictures = page_pictures(sources, config.num_frames_shown, config.preview_width_px, report["seconds"])
-    write_text(out / "report.html", render_page(source["name"], report, frames, _notes(source, evaluation), pictures))
+    notes = [*source["notes"], *instrument_notes(gate["instruments"]), *evaluation["notes"]]
+    write_text(out / "report.html", render_page(source["name"], report, frames, notes, pictures))
     # Last, since `report.json` counts its own time.
     report["seconds"]["report"] = round(time.perf_counter() - start, 3)
     write_json(out / "report.json", report)
@@ -91,18 +99,17 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
         "frames": frame_numbers(frames),
         "metrics": [*evaluation["metrics"], asdict(speed)],
         "inputs_used": {
-            "gt_depth": False,
-            "gt_pose": False,
-            "gt_scale": False,
+            **evaluation["truth_in"],
             "intrinsics": read_json(inputs["camera"] / "camera.json")["intrinsics"],
             "trained_on": network["trained_on"],
             "trained_on_this_data": Inputs(trained_on=tuple(network["trained_on"])).has_seen(source["dataset"], source["name"]),
             "adapted_on_this_recording": network["adapted"],
         },
         "evaluation_gt": evaluation["gt_used"],
-        "stereo": _stereo(read_json(inputs["stereo"] / "stereo.json")),
+        "stereo": _stereo(read_json(inputs["stereo"] / "stereo.json")) if config.fuse == "tsdf" else None,
         "coverage": read_json(inputs["mesh"] / "mesh.json")["coverage"],
-        "rigidity": read_json(inputs["surface"] / "surface.json")["rigidity"],
+        "rigidity": read_json(inputs["surface"] / "surface.json")["rigidity"] if config.fuse == "tsdf" else None,
+        "field": None if config.fuse == "tsdf" else read_json(inputs[config.fuse] / f"{config.fuse}.json"),
         "alignments": evaluation["rungs"],
         "partial": partial_reasons(source, frames),
         "seconds": seconds,
@@ -112,6 +119,15 @@ def _report(inputs: dict[str, Path], source: dict, frames: list[dict], evaluatio
         "settings": {name: getattr(config, name) for name in SETTINGS},
         "config": {name: manifest["config"] for name, manifest in manifests.items()} | {"report": asdict(config)},
     }
+
+
+def _field_files(inputs: dict[str, Path], fuse: str) -> list[Path]:
+    """What a run with a radiance field gives beside its mesh."""
+    if fuse == "tsdf":
+        return []
+    field = inputs[fuse]
+    single = [file for file in (field / "splats.ply", field / "animation.glb") if file.exists()]
+    return [*single, inputs["evaluation"] / VIDEO, *sorted((field / "meshes").glob("*.ply"))]
 
 
 def _piece(number: int, frames: list[dict]) -> dict[str, Any]:
@@ -143,10 +159,6 @@ def _trajectory(frames: list[dict], poses: list[dict], unit: str) -> Trajectory:
     )
 
 
-def _notes(source: dict, evaluation: dict) -> list[str]:
-    return [*source["notes"], *evaluation["notes"]]
-
-
 def _copy(source: Path, target: Path) -> None:
     """A copy, not a link: who edits a result in place must not change what later runs reuse."""
     with atomic_path(target) as part:
@@ -156,8 +168,9 @@ def _copy(source: Path, target: Path) -> None:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=2,
-    reads=(RUN, "frames", "camera", "masks", "depth", "trajectory", "scale", "stereo", "surface", "mesh", "evaluation"),
+    version=3,
+    reads=(RUN, "frames", "camera", "masks", "depth", "trajectory", "scale", "mesh", "evaluation"),
+    also_reads=lambda config: ("stereo", "surface") if config.fuse == "tsdf" else ("scene", config.fuse),
     writes=("report.json", "report.html", "frames.json", "trajectory.txt", "mesh.ply", "mesh.glb"),
     seconds_per_frame=0.05,
     bytes_per_frame=20_000,

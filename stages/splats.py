@@ -27,8 +27,9 @@ from recon.io.splats import SplatCloud, write_splat_ply
 from recon.models import torch_device
 from recon.pipeline import Stage, track, unkeyed
 from recon.tracking.scale_sources import spread
-from recon.types import MAX_SEED, ReconError, bounded
+from recon.types import MAX_SEED, Mesh, ReconError, bounded
 
+GAUSSIANS_PER_PIXEL = 1.2
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +46,7 @@ class Config:
     """"depth": from the depth of the frames, with motion by optical flow where the camera stands still; "surface": from the
     vertices and normals of the fused surface, for a camera that moves around tissue that hardly does."""
     max_gaussians: int = bounded(50_000, 100, 5_000_000)
-    """No more than this many, and no more than pixels at the start."""
+    """No more than this many, and at most 1.2 a pixel of the pictures."""
     num_steps: int = bounded(2500, 1, 1_000_000)
     """Frames that are drawn and compared: on two cores about 40 ms each at 160x128, 120 ms at 320x256."""
     refine_poses: bool = False
@@ -93,22 +94,23 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
 
 
 def _trainer(inputs: dict[str, Path], scene: Scene, out: Path, config: Config) -> Trainer:
+    most = min(config.max_gaussians, round(GAUSSIANS_PER_PIXEL * scene.camera.width_px * scene.camera.height_px))
     recipe = Recipe(
         num_steps=config.num_steps,
-        max_gaussians=config.max_gaussians,
+        max_gaussians=most,
         refine_poses=config.refine_poses and not scene.is_still,
         backend=config.backend,
         seed=config.seed,
     )
     if config.start == "surface":
-        start = start_from_surface(read_mesh(inputs["surface"] / "surface.ply"), scene, config.max_gaussians)
+        start = start_from_surface(read_mesh(inputs["surface"] / "surface.ply"), scene, most)
     else:
-        start = start_from_scene(scene, config.max_gaussians)
+        start = start_from_scene(scene, most)
     model = make_model(start, scene, config.deformation, config.kind == "surfels")
     return Trainer(model, TrainingViews(scene, out, torch_device(config.device)), recipe, out)
 
 
-def _write_meshes(out: Path, model: SplatModel, scene: Scene, reference: int, mesh, config: Config) -> None:
+def _write_meshes(out: Path, model: SplatModel, scene: Scene, reference: int, mesh: Mesh, config: Config) -> None:
     """The surface at several times: the same vertices, carried along."""
     chosen = [scene.frames[i] for i in spread(range(len(scene.frames)), config.max_meshes)]
     moved = carry(mesh.vertices, model, scene, scene.frames[reference].time, [frame.time for frame in chosen])

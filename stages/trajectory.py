@@ -116,6 +116,7 @@ def description(gate: list[dict], result: Track, method: str) -> dict:
     num_points = 0 if result.sparse is None else len(result.sparse.xyz)
     return {
         "method": method,
+        "is_truth": "dataset" in result.method_of.values(),
         "unit": result.unit,
         "unit_source": "the data set's own depth" if result.unit == "mm" else UNIT_SOURCES[result.sparse is not None],
         "frames": [_frame(entry, result) for entry in gate],

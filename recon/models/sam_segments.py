@@ -14,9 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from recon.models.depth_anything import imagenet_normalised
-from recon.models.sam import transformers_package
-from recon.models.weights import load_weights
+from recon.models.sam_promptable import as_sam_sees, promptable_sam
 
 POINTS_PER_SIDE = 32
 POINTS_AT_ONCE = 64
@@ -34,22 +32,14 @@ class SamSegmenter:
     """SAM as a function from pictures to labels. `config` is transformers' SamConfig of another size than ViT-B."""
 
     def __init__(self, weights: Path, device: str = "cpu", config: object | None = None) -> None:
-        package = transformers_package()
-        self.model = package.SamModel(config or package.SamConfig())
-        # Stored once or twice, by version: one matrix of random frequencies serves both places.
-        load_weights(self.model, weights, may_miss=("prompt_encoder.shared_embedding.*", "shared_image_embedding.*"))
-        self.model.eval().requires_grad_(False).to(device)
+        self.model = promptable_sam(weights, config).to(device)
         self.device, self.side_px = device, self.model.config.vision_config.image_size
 
     @torch.inference_mode()
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Int[np.ndarray, "h w"]:
         """Labels of an RGB picture: 0 where SAM is sure of nothing, then one a segment, the largest first."""
         height, width = image.shape[:2]
-        scale = self.side_px / max(height, width)
-        size = (round(width * scale), round(height * scale))
-        shown = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-        square = torch.zeros(1, 3, self.side_px, self.side_px)
-        square[..., : size[1], : size[0]] = imagenet_normalised(torch.from_numpy(shown).permute(2, 0, 1)[None].float() / 255.0)
+        square, size = as_sam_sees(image, self.side_px)
         embedding = self.model.get_image_embeddings(square.to(self.device))
         masks, scores = [], []
         for points in point_grid(size).split(POINTS_AT_ONCE):

@@ -29,8 +29,8 @@ class Settings:
     """0 means all; with 1 the same seed gives the same mesh, byte for byte."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:1"."""
-    fuse: Literal["tsdf"] = "tsdf"
-    """How depth becomes a surface."""
+    fuse: Literal["tsdf", "splats"] = "tsdf"
+    """How depth becomes a surface: "tsdf" holds the tissue for rigid; "splats" are Gaussians that move with it."""
 
 
 def read_table(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class PagePictures:
     depth_legend: tuple[list[str], str, str]
     """CSS colours, and the labels of the near and the far end."""
     confidence_stops: list[str]
+    film: str | None = None
+    """A video as a data address."""
 
 
 def render_page(title: str, report: dict[str, Any], frames: list[dict[str, Any]], notes: list[str], pictures: PagePictures) -> str:
@@ -81,7 +83,7 @@ def render_page(title: str, report: dict[str, Any], frames: list[dict[str, Any]]
         reasons=grouped_reasons(frames),
         metric_groups=grouped_metrics(report["metrics"]),
         rungs=report["alignments"],
-        moving_frames=moving_frames(report["rigidity"]["frames"]),
+        moving_frames=moving_frames(report["rigidity"]["frames"]) if report["rigidity"] else [],
         alignment_names=ALIGNMENT_NAMES,
         headline=headline(report),
         notes=notes,

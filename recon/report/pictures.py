@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from recon.report.preview import MeshRenderer, viewpoints
 from recon.types import Mesh, Trajectory
 
 THUMBNAIL_PX = 340
+MAX_FILM_BYTES = 20_000_000
 PREVIEW_ASPECT = 0.73
 FLAT_COLOR = np.array([222, 184, 170], np.uint8)
 MATCHED_COLOR, NETWORK_COLOR = np.array([92, 158, 118], np.uint8), np.array([226, 144, 74], np.uint8)
@@ -66,7 +68,15 @@ def page_pictures(sources: PictureSources, num_frames: int, preview_width_px: in
         times=Picture("seconds per stage", figures.times_figure(seconds)),
         depth_legend=legend,
         confidence_stops=figures.color_stops(figures.CONFIDENCE_COLORS),
+        film=_film(sources.inputs["evaluation"] / "comparison.mp4"),
     )
+
+
+def _film(file: Path) -> str | None:
+    """The video as a data address, where there is one and it is small enough for a page."""
+    if not file.exists() or file.stat().st_size > MAX_FILM_BYTES:
+        return None
+    return "data:video/mp4;base64," + base64.b64encode(file.read_bytes()).decode()
 
 
 def _mesh_pictures(sources: PictureSources, width_px: int) -> list[Picture]:
@@ -127,10 +137,13 @@ def _error_pictures(folder: Path) -> list[Picture]:
         "surface_error": "distance of the surface to the truth",
         "curves": "share of the surface that is right, and of the truth that is found, over the distance that counts as right",
     }
-    return [
-        Picture(captions.get(file.stem, f"depth of frame {file.stem[-6:].lstrip('0') or 0} against the truth"), file.read_bytes())
-        for file in sorted(folder.glob("*.png"), reverse=True)
-    ]
+    return [Picture(captions.get(file.stem, _caption(file.stem)), file.read_bytes()) for file in sorted(folder.glob("*.png"), reverse=True)]
+
+
+def _caption(stem: str) -> str:
+    """Of a picture of one frame."""
+    number = stem[-6:].lstrip("0") or "0"
+    return f"frame {number}, what the field draws, its depth" if stem.startswith("field_") else f"depth of frame {number} against the truth"
 
 
 def spread(items: list[Any], num: int) -> list[Any]:

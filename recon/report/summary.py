@@ -63,3 +63,15 @@ def partial_reasons(source: Entry, frames: list[Entry]) -> list[str]:
 
 def _frames(count: int) -> str:
     return f"{count} frame" if count == 1 else f"{count} frames"
+
+
+def instrument_notes(instruments: Entry | None) -> list[str]:
+    """Return what the page says of instruments that were found here (`gate.json` of the masks stage); nothing of given masks."""
+    if instruments is None or "finder" not in instruments:
+        return []
+    who = f"instruments were found by {instruments['finder']!r}, not given"
+    if not instruments["is_used"]:
+        return [f"{who}, and are not used: {instruments['reason']}"]
+    suspicious = len(instruments["suspicious_frames"])
+    doubt = f", more than half of it in {_frames(suspicious)}: look at these" if suspicious else ""
+    return [f"{who}: they cover {instruments['mean_coverage']:.1%} of the field on average{doubt}"]

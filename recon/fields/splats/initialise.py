@@ -69,18 +69,24 @@ def start_from_surface(mesh: Mesh, scene: Scene, max_gaussians: int) -> Start:
 
 def _from_tracks(scene: Scene, tracks: Tracks, max_gaussians: int) -> Start:
     height, width = tracks.is_seen.shape
-    step = np.sqrt(max(height * width / max_gaussians, 1.0))
+    step = np.sqrt(max(tracks.is_shown.sum() / max_gaussians, 1.0))
     rows = np.unique(np.round(np.arange(0, height, step)).astype(int).clip(0, height - 1))
     columns = np.unique(np.round(np.arange(0, width, step)).astype(int).clip(0, width - 1))
-    grid = np.ix_(rows, columns)
-    depth = tracks.positions[scene.kept.index(tracks.reference)][..., 2]
-    normals = normals_from_depth(depth, _rays(scene, tracks.margin_px))
-    spacing = step * depth[grid].ravel() / scene.camera.params[0] / scene.median_depth
-    positions = np.stack([points[grid].reshape(-1, 3) for points in tracks.positions], axis=1) / scene.median_depth
-    measured = np.stack([m[grid].ravel() for m in tracks.is_measured], axis=1)
-    at_reference = positions[:, scene.kept.index(tracks.reference)]
-    colors, seen = tracks.colors[grid].reshape(-1, 3), tracks.is_seen[grid].ravel()
-    return Start(at_reference, normals[grid].reshape(-1, 3), colors, spacing, seen, positions, measured)
+    chosen = np.zeros((height, width), bool)
+    chosen[np.ix_(rows, columns)] = True
+    chosen &= tracks.is_shown
+    reference = scene.kept.index(tracks.reference)
+    depth = tracks.positions[reference][..., 2]
+    positions = np.stack([points[chosen] for points in tracks.positions], axis=1) / scene.median_depth
+    return Start(
+        points=positions[:, reference],
+        normals=normals_from_depth(depth, _rays(scene, tracks.margin_px))[chosen],
+        colors=tracks.colors[chosen],
+        spacing=step * depth[chosen] / scene.camera.params[0] / scene.median_depth,
+        is_seen=tracks.is_seen[chosen],
+        tracks=positions,
+        is_measured=np.stack([measured[chosen] for measured in tracks.is_measured], axis=1),
+    )
 
 
 def _rays(scene: Scene, margin: int = 0) -> np.ndarray:

@@ -15,6 +15,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+# TBB of the version that numba wants is seldom there, and its absence is warned of.
+numba.config.THREADING_LAYER = "omp"
+
 TILE_PX = 16
 MIN_ALPHA = 1.0 / 255.0
 """A Gaussian that changes a pixel by less is left out there, as in gsplat."""

@@ -39,6 +39,8 @@ class Tracks:
     """0 to 1."""
     is_seen: Bool[np.ndarray, "h w"]
     """False where no kept frame ever saw the place."""
+    is_shown: Bool[np.ndarray, "h w"]
+    """False where the place is outside of every kept frame."""
     margin_px: int
     """Width of the margin: pixel (0, 0) of the reference is at [margin, margin]."""
 
@@ -72,7 +74,15 @@ def follow(scene: Scene) -> Tracks:
     pixels = np.array(reached)
     points = np.stack([(pixels[..., 0] - cx) / fx, (pixels[..., 1] - cy) / fy, np.ones_like(depth)], axis=-1) * depth[..., None]
     T = scene.frames[reference].T_world_camera
-    return Tracks(reference, (points @ T[:3, :3].T + T[:3, 3]).astype(np.float32), np.array(seen), colors, is_seen, margin)
+    return Tracks(
+        reference,
+        (points @ T[:3, :3].T + T[:3, 3]).astype(np.float32),
+        np.array(seen),
+        colors,
+        is_seen,
+        _enter(reached, scene.tissue.shape[1:]),
+        margin,
+    )
 
 
 def _colors(scene: Scene, kept: list[int], reached: list[np.ndarray], reference: int) -> tuple[np.ndarray, np.ndarray]:
@@ -145,6 +155,11 @@ def _shown(mask: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     height, width = mask.shape
     inside = np.all((pixels >= 0) & (pixels <= (width - 1, height - 1)), axis=-1)
     return inside & (_sampled(mask.astype(np.float32), pixels) > 0.999)
+
+
+def _enter(reached: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Places that are inside the picture, or a pixel beside it, at some time."""
+    return np.any([np.all((pixels > -1.5) & (pixels < (shape[1] + 0.5, shape[0] + 0.5)), axis=-1) for pixels in reached], axis=0)
 
 
 def _sampled(picture: np.ndarray, pixels: np.ndarray) -> np.ndarray:
