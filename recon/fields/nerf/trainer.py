@@ -67,10 +67,17 @@ class EndoTrainer(Trainer):
                 old.unlink()
 
     def _load_checkpoint(self) -> None:
-        super()._load_checkpoint()
-        if self.config.load_dir is not None:
-            content = torch.load(latest_checkpoint(self.config.load_dir), map_location="cpu", weights_only=True)
-            self._sampler._step, self._sampler._steps_since_update = content["sampler"]
+        """Nerfstudio's own state and the sampler's. Torch reads nothing but tensors and plain values from it."""
+        path = latest_checkpoint(self.config.load_dir) if self.config.load_dir is not None else None
+        try:
+            super()._load_checkpoint()
+            if path is not None:
+                self._sampler._step, self._sampler._steps_since_update = torch.load(path, map_location="cpu", weights_only=True)["sampler"]
+        except Exception as error:  # a damaged pickle leads torch's reader into any of a dozen
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ReconError(
+                f"{path} cannot be read as a checkpoint of this method ({reason}): delete it and train anew", exit_code=1
+            ) from error
 
     @property
     def _sampler(self) -> Any:

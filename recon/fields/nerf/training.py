@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,11 @@ def trainable_scene(folder: Path) -> Scene:
 def _claim(folder: Path, scene: Path, settings: NerfSettings) -> None:
     """Make the folder ours, or find that it already is, for this scene and these settings."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in scene.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(scene).as_posix().encode())
-        with path.open("rb") as file:
+    for name in ("scene.json", "camera.json", "images.npy", "tissue.npy", "depth.npy"):
+        with (scene / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    made_by = {"program": "endorecon", "scene": digest.hexdigest(), "settings": asdict(settings)}
+    recipe = asdict(replace(settings, steps_per_save=0))
+    made_by = {"program": "endorecon", "scene": digest.hexdigest(), "settings": recipe}
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MADE_BY).exists():
         if read_json(folder / MADE_BY) != made_by:
