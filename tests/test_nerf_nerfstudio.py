@@ -1,7 +1,4 @@
-"""The NeRF where nerfstudio is installed, in an environment of its own or beside everything else:
-
-pip install torch torchvision && pip install -e '.[nerf]' pytest beartype && python -m pytest tests/test_nerf_nerfstudio.py --slow
-"""
+"""The NeRF where nerfstudio is installed: `make test-nerf` makes an environment of its own for it and runs these."""
 
 from __future__ import annotations
 
