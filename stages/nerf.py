@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from recon.fields.nerf.settings import NerfSettings
 from recon.fields.nerf.training import Render, check_installed, train_and_render, trainable_scene
 from recon.fields.rendered_surface import Rendering, fused_surface, poses_for_time, squared_error, still_surface
-from recon.fields.scene import Scene, SceneFrame
+from recon.fields.scene import Scene
 from recon.fields.splats.tracks import reference_frame
 from recon.io.animation import TimedMesh, write_animated_glb
 from recon.io.atomic import write_json
@@ -87,11 +86,10 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     write_ply(out / "surface.ply", surfaces.at(reference))
     timed = [TimedMesh(scene.frames[time].timestamp_s, read_mesh(_mesh_file(scene, out, time))) for time in meshed]
     write_animated_glb(out / "animation.glb", timed)
-    frames = [_told(frame) | {"has_mesh": position in meshed} for position, frame in enumerate(scene.frames)]
     times = {"reference_index": scene.frames[reference].index, "reference_time_s": scene.frames[reference].timestamp_s}
     counts = {"num_frames": len(scene.kept), "num_held_out": len(scene.held_out)}
     found = {"unit": scene.unit, "median_depth": scene.median_depth, "depth": scene.depth_kind, "num_steps": config.num_steps}
-    write_json(out / "nerf.json", {**found, **times, **counts, "checks": [asdict(check) for check in checks], "frames": frames})
+    write_json(out / "nerf.json", {**found, **times, **counts, "checks": [asdict(check) for check in checks]})
 
 
 def _settings(config: Config) -> NerfSettings:
@@ -107,10 +105,6 @@ def _settings(config: Config) -> NerfSettings:
         steps_per_save=config.steps_per_save,
         seed=config.seed,
     )
-
-
-def _told(frame: SceneFrame) -> dict[str, Any]:
-    return {"index": frame.index, "timestamp_s": frame.timestamp_s, "is_held_out": frame.is_held_out}
 
 
 def _render(scene: Scene, out: Path, pose_of: int, time_of: int) -> Render:
