@@ -86,10 +86,11 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     write_ply(out / "surface.ply", surfaces.at(reference))
     timed = [TimedMesh(scene.frames[time].timestamp_s, read_mesh(_mesh_file(scene, out, time))) for time in meshed]
     write_animated_glb(out / "animation.glb", timed)
+    facts = {"kind": "of density and colour", "deformation": "network" if config.deformation_layers else "static"}
     times = {"reference_index": scene.frames[reference].index, "reference_time_s": scene.frames[reference].timestamp_s}
     counts = {"num_frames": len(scene.kept), "num_held_out": len(scene.held_out)}
     found = {"unit": scene.unit, "median_depth": scene.median_depth, "depth": scene.depth_kind, "num_steps": config.num_steps}
-    write_json(out / "nerf.json", {**found, **times, **counts, "checks": [asdict(check) for check in checks]})
+    write_json(out / "nerf.json", {**facts, **found, **times, **counts, "checks": [asdict(check) for check in checks]})
 
 
 def _settings(config: Config) -> NerfSettings:
