@@ -1,6 +1,7 @@
 # make install   .venv with what the main job needs
 # make demo      the same, then a phantom through the whole pipeline
 # make test      the same plus the development extras, then the tests (test-slow: all of them)
+# make test-nerf an environment of its own with nerfstudio, 3.5 GB, and the tests that need it
 # make check     the acceptance commands against their limits
 # make bench     how fast surfaces and depth maps are scored, how fast networks run, and the pipeline beside structure from motion
 # make lint      ruff
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --constraint constraints.txt
 
-.PHONY: install demo test test-slow check bench lint
+.PHONY: install demo test test-slow test-nerf check bench lint
 
 install: $(VENV)/.installed
 
@@ -21,6 +22,14 @@ test: $(VENV)/.developing
 
 test-slow: $(VENV)/.developing
 	$(VENV)/bin/python -m pytest --slow
+
+# Nerfstudio wants older libraries than the rest; torch first, or pip takes one with CUDA.
+test-nerf:
+	$(PYTHON) -m venv .venv-nerf
+	.venv-nerf/bin/python -m pip install torch==2.13.0
+	.venv-nerf/bin/python -m pip install torchvision==0.28.0
+	.venv-nerf/bin/python -m pip install --editable '.[nerf]' pytest beartype
+	.venv-nerf/bin/python -m pytest --slow tests/test_nerf_nerfstudio.py
 
 check: $(VENV)/.developing
 	$(VENV)/bin/python tests/acceptance/check.py

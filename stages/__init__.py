@@ -6,7 +6,7 @@ from recon.pipeline.stage import Stage
 
 PIPELINE = (
     *("frames", "camera", "masks", "structure", "depth", "trajectory", "scale", "stereo", "surface"),
-    *("scene", "splats", "mesh", "evaluation", "report"),
+    *("scene", "splats", "nerf", "mesh", "evaluation", "report"),
 )
 
 

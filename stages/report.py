@@ -23,7 +23,7 @@ from recon.types import Metric, Trajectory, bounded
 
 TOLD = (
     *("frames", "camera", "masks", "structure", "depth", "trajectory", "scale", "stereo", "surface"),
-    *("scene", "splats", "mesh", "evaluation"),
+    *("scene", "splats", "nerf", "mesh", "evaluation"),
 )
 """Stages whose cost and config the report tells, those that this result hangs on."""
 SCHEMA = 1

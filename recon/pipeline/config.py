@@ -29,8 +29,9 @@ class Settings:
     """0 means all; with 1 the same seed gives the same mesh, byte for byte."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:1"."""
-    fuse: Literal["tsdf", "splats"] = "tsdf"
-    """How depth becomes a surface: "tsdf" holds the tissue for rigid; "splats" are Gaussians that move with it."""
+    fuse: Literal["tsdf", "splats", "nerf"] = "tsdf"
+    """How depth becomes a surface: "tsdf" holds the tissue for rigid; "splats" are Gaussians that move with it, "nerf" a field of
+    density and colour under a deformation (extra `nerf`)."""
 
 
 def read_table(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
