@@ -27,4 +27,4 @@ def rasterize_dense(splats: Splats, T_camera_world: Tensor, camera: Pinhole) -> 
     weight = torch.where(after >= MIN_TRANSMITTANCE, alpha * before, 0.0)
     blended = torch.cat([splats.features, projected.depths[:, None]], dim=1)[order]
     image = torch.einsum("nhw,nc->hwc", weight, blended)
-    return Rendering(image[..., :-1], image[..., -1], weight.sum(dim=0), projected.centres_px)
+    return Rendering(image[..., :-1], image[..., -1], weight.sum(dim=0), projected.centres_px, projected.centres_px)

@@ -46,7 +46,9 @@ class Rendering:
     alpha: Float[Tensor, "h w"]
     """Share of the light that the Gaussians stop."""
     centres_px: Float[Tensor, "n 2"]
-    """Where the Gaussians are in the picture; its gradient says where detail is missing."""
+    """Where the Gaussians are in the picture."""
+    tracked: Float[Tensor, "*one n 2"]
+    """The same up to a shift, with its gradient kept: how strongly the loss wants to move them, px."""
 
     def mean_depth(self) -> Float[Tensor, "h w"]:
         """z-depth of what is seen, world units; 0 where nothing is."""
@@ -64,8 +66,7 @@ def rasterize(splats: Splats, T_camera_world: Float[Tensor, "4 4"], camera: Pinh
     if on_cuda and backend != "cpu":
         from recon.fields.splats.cuda import rasterize_cuda
 
-        features, depth, alpha, centres = rasterize_cuda(splats, T_camera_world, camera)
-        return Rendering(features, depth, alpha, centres)
+        return Rendering(*rasterize_cuda(splats, T_camera_world, camera))
     projected = project(splats.means, splats.quaternions, splats.scales, T_camera_world, camera)
     # Centres that are left out by the near plane must not reach the tiles.
     opacities = torch.where(projected.in_front, splats.opacities, 0.0)
@@ -74,7 +75,7 @@ def rasterize(splats: Splats, T_camera_world: Float[Tensor, "4 4"], camera: Pinh
     if centres.requires_grad:
         centres.retain_grad()
     image, left_over = _Blend.apply(centres, projected.conics, opacities, blended, projected.depths, camera.width_px, camera.height_px)
-    return Rendering(image[..., :-1], image[..., -1], 1.0 - left_over, centres)
+    return Rendering(image[..., :-1], image[..., -1], 1.0 - left_over, centres, centres)
 
 
 class _Blend(torch.autograd.Function):

@@ -11,15 +11,12 @@ from jaxtyping import Bool, Float
 from scipy.spatial import cKDTree
 from scipy.special import erf
 
+from recon.fields.rendered_surface import SHARED_ERROR, TOLERANCE, Rendering, fused_surface
 from recon.fields.scene import Scene
 from recon.fields.splats.model import SplatModel
 from recon.fields.splats.projection import Pinhole
 from recon.fields.splats.rasterize import Backend, rasterize
-from recon.fusion.fuse import FusionSettings, fuse
-from recon.fusion.view import View
-from recon.geometry.cameras import ray_grid
 from recon.geometry.depth_surface import depth_surface
-from recon.geometry.surface import normals_from_depth
 from recon.io.meshes import vertex_normals
 from recon.tracking.scale_sources import spread
 from recon.types import Camera, Mesh
@@ -31,10 +28,6 @@ MARGIN_SHARE = 0.08
 NUM_CARRIERS = 8
 MAX_FUSED = 60
 """Views of a moving camera from which the surface is fused."""
-TOLERANCE = 0.01
-"""Error that confidence asks about, in median depths."""
-SHARED_ERROR = 0.25
-"""Share of the variance between frames that more frames do not average away."""
 
 
 @dataclass(frozen=True)
@@ -93,25 +86,13 @@ def widened(camera: Camera, share: float) -> Camera:
 def _fused(model: SplatModel, scene: Scene, position: int, backend: Backend) -> Mesh:
     """A TSDF of what the poses of the kept frames would see at the time of one of them."""
     chosen = spread(scene.kept, MAX_FUSED)
-    rays = ray_grid(scene.camera)
-    rays = (rays / rays[..., 2:]).astype(np.float32)
-    time, sigma = scene.frames[position].time, np.float32(TOLERANCE)
+    time = scene.frames[position].time
 
-    def load(k: int) -> View:
-        frame = scene.frames[chosen[k]]
-        drawn = draw(model, scene, frame.T_world_camera, time, scene.camera, backend)
-        normals = normals_from_depth(drawn.depth, rays).astype(np.float32)
-        cosine = np.abs((normals * rays / np.linalg.norm(rays, axis=-1, keepdims=True)).sum(axis=-1))
-        weight = np.where((drawn.depth > 0) & drawn.is_seen, cosine, 0).astype(np.float32)
-        known = np.where(drawn.depth > 0, sigma, 0).astype(np.float32)
-        picture = np.rint(255 * drawn.color).astype(np.uint8)
-        return View(
-            frame.index, scene.camera, frame.T_world_camera, drawn.depth, normals, weight, picture, np.zeros_like(weight, bool), known
-        )
+    def load(k: int) -> Rendering:
+        drawn = draw(model, scene, scene.frames[chosen[k]].T_world_camera, time, scene.camera, backend)
+        return Rendering(chosen[k], np.rint(255 * drawn.color).astype(np.uint8), np.where(drawn.is_seen, drawn.depth, 0))
 
-    alone = [np.zeros(0, np.int64)] * len(chosen)
-    mesh, _ = fuse(load, alone, scene.median_depth, TOLERANCE, scene.unit, FusionSettings(), lambda items, total, text: items)
-    return mesh
+    return fused_surface(scene, load, len(chosen), lambda items, *_: items)
 
 
 def carry(

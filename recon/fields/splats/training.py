@@ -124,7 +124,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         if self._splits():
-            self.demand.add(drawn.centres_px.grad, self.camera.width_px)
+            self.demand.add(drawn.tracked.grad.reshape(-1, 2), self.camera.width_px)
         self.optimizer.step()
         self.step += 1
         self.last_terms = {name: float(value.detach()) for name, value in losses.items()}
