@@ -140,4 +140,4 @@ def test_cuda_that_is_not_there_is_told():
 
 def test_only_a_pinhole_is_drawn_through():
     with pytest.raises(ReconError, match="PINHOLE, found OPENCV_FISHEYE"):
-        Pinhole.of(Camera("OPENCV_FISHEYE", 10, 10, (5.0, 5, 5, 5, 0, 0, 0, 0)))
+        Pinhole.of(Camera("OPENCV_FISHEYE", 10, 10, (5.0, 5.0, 5.0, 5.0, 0.0, 0.0, 0.0, 0.0)))
