@@ -125,6 +125,7 @@ def page() -> str:
             "num_holes": 1,
             "largest_holes": [{"area": 250.0, "center": [1.0, -2.0, 30.0], "nearest_frame": 17}],
         },
+        "field": None,
         "rigidity": {"judged_share": 0.9, "non_rigid_share": 0.123, "frames": [{"index": 7, "non_rigid_share": 0.31}]},
         "partial": [NASTY],
         "pieces": [{"trajectory": "trajectory_2.txt", "num_frames": 7, "first": 40, "last": 46}],

@@ -21,7 +21,7 @@ from recon.fields.splats.time_basis import TimeBasis, bumps, fit_motion
 from recon.fields.splats.tracks import follow, reference_frame
 from recon.fields.splats.training import CHECKPOINT, Recipe, Trainer
 from recon.fields.splats.views import TrainingViews
-from recon.image.membrane import membrane
+from recon.image.filling import bridge, membrane
 from recon.types import ReconError
 
 NO_WATCH = lambda items, total, text: items  # noqa: E731
@@ -63,6 +63,20 @@ def test_a_membrane_over_a_hole_is_harmonic():
     known = ~((x > 10) & (x < 30) & (y > 12) & (y < 25))
     assert np.abs(membrane(surface, known) - surface).max() < 0.05
     assert (membrane(surface, np.zeros_like(known)) == 0).all()
+
+
+def test_a_bridge_keeps_slopes_better_than_a_membrane_and_stays_in_range():
+    y, x = np.mgrid[:40, :60].astype(np.float32)
+    dome = 60 - 0.01 * ((x - 30) ** 2 + (y - 20) ** 2)
+    known = ~((np.abs(x - 30) < 9) & (np.abs(y - 20) < 7))
+    errors = [np.abs(fill(dome, known) - dome)[~known].mean() for fill in (membrane, bridge)]
+    assert errors[1] < 0.7 * errors[0]
+    noisy = dome + np.random.default_rng(0).normal(0, 0.3, dome.shape).astype(np.float32)
+    bridged = bridge(noisy, known)
+    rim = noisy[known]
+    assert bridged.min() > rim.min() - np.ptp(rim) and bridged.max() < rim.max() + np.ptp(rim)
+    assert (bridged[known] == noisy[known]).all()
+    assert (bridge(dome, np.zeros_like(known)) == 0).all()
 
 
 def test_motion_in_the_span_of_the_bumps_is_found_from_a_part_of_the_times():
@@ -234,7 +248,7 @@ def test_a_scene_that_is_not_there_or_damaged_is_told(sheet, tmp_path):
 
 def test_both_deformations_begin_still_without_tracks():
     means = torch.rand(30, 3)
-    for model in (TimeBasis(30, 5, 3), HexPlane(means, 5, None)):
+    for model in (TimeBasis(30, 5, 3), HexPlane(means, 5, 3, None)):
         deformed = model(means, 0.3)
         assert deformed.offsets.abs().max() == 0 and deformed.colors.abs().max() == 0
 

@@ -1,8 +1,8 @@
 """Motion as a small network over six planes of features (HexPlane, Cao & Johnson 2023; 4D Gaussians, Wu et al. 2024).
 
 Features of the planes xy, xz, yz, xt, yt and zt at a Gaussian's canonical place and the time are multiplied, those of two
-resolutions joined, and a small network makes an offset and a change of colour of them. Neighbours share features, so motion is
-smooth by its make, and the number of parameters does not grow with the number of Gaussians.
+resolutions joined, and a small network makes an offset of them. Neighbours share features, so motion is smooth by its make. Colour
+over time is every Gaussian's own, as in `time_basis`: highlights are finer than the planes.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from torch.nn import functional
 from recon.fields.splats.time_basis import Deformed, bumps
 
 AXES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
-CHANNELS, WIDTH, RESOLUTION = 12, 64, 24
+CHANNELS, WIDTH, RESOLUTION = 12, 64, 32
 LEVELS = (1, 2)
+OFFSET_SCALE = 0.05
+"""Median depths per unit that the network gives: steps of its weights are as coarse as motion is large."""
 MARGIN = 0.05
 """Of the extent, around the Gaussians."""
-WARM_STEPS, WARM_RATE = 400, 5e-3
+WARM_STEPS, WARM_RATE = 800, 2e-2
 
 
 class HexPlane(nn.Module):
     """Offsets and colours over time from where a Gaussian is."""
 
-    def __init__(self, means: Float[Tensor, "n 3"], num_times: int, motion: Float[Tensor, "n b 3"] | None) -> None:
+    def __init__(self, means: Float[Tensor, "n 3"], num_times: int, num_color: int, motion: Float[Tensor, "n b 3"] | None) -> None:
         super().__init__()
+        self.color = nn.Parameter(torch.zeros(len(means), num_color, 3))
         low, high = torch.quantile(means[:: max(len(means) // 10000, 1)], torch.tensor([0.001, 0.999]), dim=0)
         extent = (high - low).max().clamp_min(1e-6)
         self.register_buffer("centre", (low + high) / 2)
@@ -37,16 +40,20 @@ class HexPlane(nn.Module):
             for a, b in AXES:
                 start = torch.rand(1, CHANNELS, sizes[b], sizes[a]) + 0.5 if b < 3 else torch.ones(1, CHANNELS, sizes[b], sizes[a])
                 self.planes.append(nn.Parameter(start))
-        self.body = nn.Sequential(nn.Linear(CHANNELS * len(LEVELS), WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
-        self.to_offset, self.to_color = nn.Linear(WIDTH, 3), nn.Linear(WIDTH, 3)
-        for head in (self.to_offset, self.to_color):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        self.body = nn.Sequential(nn.Linear(CHANNELS * len(LEVELS), WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU())
+        self.to_offset = nn.Linear(WIDTH, 3)
+        nn.init.zeros_(self.to_offset.weight)
+        nn.init.zeros_(self.to_offset.bias)
         if motion is not None:
             self._imitate(means, motion)
 
     def forward(self, means: Float[Tensor, "n 3"], time: float) -> Deformed:
-        """State at a time of 0..1. Places outside the planes take the nearest value on them."""
+        """State at a time of 0..1, of all Gaussians."""
+        at = torch.tensor([time], dtype=means.dtype, device=means.device)
+        return Deformed(self._offsets(means, time), torch.einsum("b,nbc->nc", bumps(at, self.color.shape[1])[0], self.color))
+
+    def _offsets(self, means: Float[Tensor, "m 3"], time: float) -> Float[Tensor, "m 3"]:
+        """Of any places; those outside the planes take the nearest value on them."""
         where = torch.cat([(means.detach() - self.centre) / self.half_extent, torch.full_like(means[:, :1], 2.0 * time - 1.0)], dim=1)
         joined = []
         for level in range(len(LEVELS)):
@@ -57,15 +64,15 @@ class HexPlane(nn.Module):
                 product = feature if product is None else product * feature
             joined.append(product)
         hidden = self.body(torch.cat(joined).T)
-        return Deformed(self.to_offset(hidden), self.to_color(hidden))
+        return OFFSET_SCALE * self.to_offset(hidden)
 
     def unlikeness(self, neighbours: Int[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Nothing to ask for: neighbours share features."""
         return torch.zeros(neighbours.shape)
 
     def per_gaussian(self) -> dict[str, nn.Parameter]:
-        """Nothing here belongs to one Gaussian."""
-        return {}
+        """Parameters with a row for every Gaussian."""
+        return {"color": self.color}
 
     def _imitate(self, means: Tensor, motion: Tensor) -> None:
         """Learn offsets that are known already."""
@@ -74,7 +81,7 @@ class HexPlane(nn.Module):
             time = float(torch.rand(1))
             wanted = torch.einsum("b,nbc->nc", bumps(torch.tensor([time]), motion.shape[1])[0], motion)
             some = torch.randperm(len(means))[:4096]
-            loss = (self(means[some], time).offsets - wanted[some]).abs().mean()
+            loss = (self._offsets(means[some], time) - wanted[some]).abs().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -137,7 +137,7 @@ def make_model(start: Start, scene: Scene, deformation: DeformationName, are_sur
         means, motion = fit_motion(times, torch.tensor(start.tracks, dtype=torch.float32), weights, num_motion)
     model: torch.nn.Module
     if deformation == "hexplane":
-        model = HexPlane(means, num_motion, motion)
+        model = HexPlane(means, num_motion, num_color, motion)
     else:
         model = TimeBasis(num, num_motion if deformation == "time_basis" else 0, num_color if deformation == "time_basis" else 0)
         if motion is not None:

@@ -80,7 +80,7 @@ def model_from_state(state: dict[str, Tensor], are_surfels: bool) -> SplatModel:
     if "deformation.motion" in state:
         deformation: nn.Module = TimeBasis(num, state["deformation.motion"].shape[1], state["deformation.color"].shape[1])
     else:
-        deformation = HexPlane(torch.zeros(2, 3), state["deformation.planes.3"].shape[2], None)
+        deformation = HexPlane(torch.zeros(num, 3), state["deformation.planes.3"].shape[2], state["deformation.color"].shape[1], None)
     like = [torch.empty_like(state[name]) for name in ("means", "quaternions", "log_scales", "opacity_logits", "colors")]
     scales, opacities, seen = torch.ones_like(like[2]), torch.full_like(like[3], 0.5), torch.ones(num, dtype=torch.bool)
     model = SplatModel(like[0], like[1], scales, opacities, like[4], deformation, are_surfels, seen)

@@ -33,7 +33,7 @@ class Weights:
     shape: float = 0.05
     """Of the correlation of depth where it is not."""
     filled_depth: float = 0.25
-    """Of the membrane behind instruments, in proportion to their area."""
+    """Of the filled depth behind instruments, in proportion to their area."""
     opacity: float = 0.05
     """Of light that comes through anywhere."""
     hidden_opacity: float = 1.0

@@ -32,7 +32,7 @@ class Deformed:
 def bumps(times: Float[Tensor, " t"], num: int) -> Float[Tensor, "t num"]:
     """Values of `num` bumps, evenly spaced over 0..1, at some times."""
     spacing = 1.0 / max(num - 1, 1)
-    centres = torch.linspace(0.0, 1.0, num, dtype=times.dtype)
+    centres = torch.linspace(0.0, 1.0, num, dtype=times.dtype, device=times.device)
     return torch.exp(-0.5 * ((times[:, None] - centres) / (WIDTH * spacing)) ** 2)
 
 
@@ -46,7 +46,7 @@ class TimeBasis(nn.Module):
 
     def forward(self, means: Float[Tensor, "n 3"], time: float) -> Deformed:
         """State at a time of 0..1. `means` are of no concern here: every Gaussian has its own numbers."""
-        at = torch.tensor([time], dtype=means.dtype)
+        at = torch.tensor([time], dtype=means.dtype, device=means.device)
         return Deformed(*(torch.einsum("b,nbc->nc", bumps(at, part.shape[1])[0], part) for part in (self.motion, self.color)))
 
     def unlikeness(self, neighbours: Int[Tensor, "n k"]) -> Float[Tensor, "n k"]:

@@ -1,7 +1,7 @@
 """Where the places of one picture are at other times, when the camera stands still: a start for motion.
 
 Optical flow (Kroeger et al. 2016) says where a place of the reference picture is seen in every other one, and the depth there how
-far away it is. What an instrument hides is filled by membranes, flow and depth of each frame for itself: tissue under an
+far away it is. What an instrument hides is filled from its rim, flow and depth of each frame for itself: tissue under an
 instrument is being pulled, and what it looked like when it was free says less than what surrounds it.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from recon.fields.scene import Scene
-from recon.image.membrane import membrane
+from recon.image.filling import bridge, membrane
 
 MAX_ROUND_TRIP_PX = 1.0
 """Flow there and back that ends farther from where it began is not believed."""
@@ -67,7 +67,7 @@ def follow(scene: Scene) -> Tracks:
         known = scene.tissue[position] & (scene.depth[position] > 0)
         reached.append(pixels)
         seen.append(_shown(known, pixels))
-        depths.append(_sampled(membrane(scene.depth[position], known), pixels))
+        depths.append(_sampled(bridge(scene.depth[position], known), pixels))
     depth = np.array(depths)
     colors, is_seen = _colors(scene, kept, reached, reference)
     fx, fy, cx, cy = scene.camera.params

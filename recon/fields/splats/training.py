@@ -40,7 +40,7 @@ class Recipe:
         ("colors", 2.5e-3),
         ("motion", 1e-4),
         ("color", 2.5e-3),
-        ("network", 1e-3),
+        ("network", 4e-3),
         ("poses", 1e-4),
     )
     """Learning rates of Adam by parameter."""

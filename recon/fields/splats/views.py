@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recon.fields.scene import Scene
-from recon.image.membrane import membrane
+from recon.image.filling import bridge
 from recon.io.atomic import atomic_path
 
 CACHED = 64
@@ -29,7 +29,7 @@ class TrainingView:
     depth: Float[Tensor, "h w"]
     """0 where unknown."""
     filled: Float[Tensor, "h w"]
-    """The depth with a membrane over what is unknown."""
+    """The depth bridged over what is unknown."""
     T_camera_world: Float[Tensor, "4 4"]
     time: float
 
@@ -45,7 +45,7 @@ class TrainingViews:
                 filled = np.lib.format.open_memmap(part, "w+", np.float32, scene.depth.shape)
                 for i in range(len(scene.frames)):
                     view = scene.view(i)
-                    filled[i] = membrane(view.depth, view.tissue & (view.depth > 0))
+                    filled[i] = bridge(view.depth, view.tissue & (view.depth > 0))
                 filled.flush()
         self._filled = np.load(file, mmap_mode="r", allow_pickle=False)
         self.view = lru_cache(CACHED)(self._view)
