@@ -37,6 +37,7 @@ check: $(VENV)/.developing
 bench: $(VENV)/.developing
 	$(VENV)/bin/python tests/bench/bench_eval.py
 	$(VENV)/bin/python tests/bench/bench_networks.py
+	$(VENV)/bin/python tests/bench/bench_splats.py
 	$(VENV)/bin/python tests/bench/bench_pipeline.py
 
 lint: $(VENV)/.developing

@@ -38,8 +38,8 @@ class Weights:
     """Of light that comes through anywhere."""
     hidden_opacity: float = 1.0
     """Of light that comes through behind instruments, where no colour forbids it."""
-    rigidity: float = 20.0
-    """Of differences between the motions of neighbours."""
+    rigidity: float = 1e-3
+    """Of strain: squared differences between the motions of neighbours over their squared distance."""
     color_change: float = 0.002
     """Of colour that changes with time: highlights may, but it must not stand in for motion."""
     hidden_color_change: float = 0.05
@@ -56,6 +56,8 @@ class Setting:
 
     neighbours: Int[Tensor, "n k"]
     """Of every Gaussian."""
+    spacing: float
+    """Root mean square distance of neighbours."""
     rays: Float[Tensor, "h w 3"]
     """Of the pixels, z = 1."""
     depth_kind: DepthKind
@@ -82,7 +84,9 @@ def terms(drawn: Rendering, view: TrainingView, model: SplatModel, setting: Sett
     through = 1.0 - drawn.alpha
     losses["opacity"] = weights.opacity * through.mean() + weights.hidden_opacity * (through * hidden).mean()
     if weights.rigidity and step % RIGIDITY_EVERY == 0:
-        losses["rigidity"] = RIGIDITY_EVERY * weights.rigidity * model.deformation.unlikeness(setting.neighbours).mean()
+        losses["rigidity"] = (
+            RIGIDITY_EVERY * weights.rigidity * model.deformation.unlikeness(setting.neighbours).mean() / setting.spacing**2
+        )
     change = model.deformation(model.means, view.time).colors.abs().mean(dim=1)
     out_of_sight = _out_of_sight(drawn.centres_px.detach(), hidden)
     losses["color change"] = weights.color_change * change.mean() + weights.hidden_color_change * (change * out_of_sight).mean()

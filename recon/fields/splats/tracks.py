@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from recon.fields.scene import Scene
+from recon.image.denoise import denoised
 from recon.image.filling import bridge, membrane
 
 MAX_ROUND_TRIP_PX = 1.0
@@ -67,7 +68,7 @@ def follow(scene: Scene) -> Tracks:
         known = scene.tissue[position] & (scene.depth[position] > 0)
         reached.append(pixels)
         seen.append(_shown(known, pixels))
-        depths.append(_sampled(bridge(scene.depth[position], known), pixels))
+        depths.append(_sampled(bridge(denoised(scene.depth[position], known), known), pixels))
     depth = np.array(depths)
     colors, is_seen = _colors(scene, kept, reached, reference)
     fx, fy, cx, cy = scene.camera.params

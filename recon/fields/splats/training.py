@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
@@ -86,12 +87,13 @@ class Trainer:
     def _restructured(self) -> None:
         """What follows the rows of the model."""
         means = self.model.means.detach().cpu().numpy()
-        _, nearest = cKDTree(means).query(means, k=min(NUM_NEIGHBOURS + 1, len(means)))
+        distance, nearest = cKDTree(means).query(means, k=min(NUM_NEIGHBOURS + 1, len(means)))
         device = self.model.means.device
         neighbours = torch.from_numpy(nearest[:, 1:]).to(device)
         rays = ray_grid(self.views.scene.camera)
         rays = torch.from_numpy((rays / rays[..., 2:]).astype("float32")).to(device)
-        self.setting = Setting(neighbours, rays, self.views.scene.depth_kind, self.recipe.weights)
+        spacing = float(np.sqrt((distance[:, 1:] ** 2).mean()))
+        self.setting = Setting(neighbours, max(spacing, 1e-6), rays, self.views.scene.depth_kind, self.recipe.weights)
         self.demand = Demand.none(len(means), device)
 
     def run(self, watch: Callable[[Iterable[int], int, str], Iterable[int]]) -> SplatModel:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from recon.fields.scene import Scene
+from recon.image.denoise import denoised
 from recon.image.filling import bridge
 from recon.io.atomic import atomic_path
 
@@ -27,7 +28,7 @@ class TrainingView:
     """0 to 1."""
     tissue: Bool[Tensor, "h w"]
     depth: Float[Tensor, "h w"]
-    """0 where unknown."""
+    """Freed of noise; 0 where unknown."""
     filled: Float[Tensor, "h w"]
     """The depth bridged over what is unknown."""
     T_camera_world: Float[Tensor, "4 4"]
@@ -45,15 +46,17 @@ class TrainingViews:
                 filled = np.lib.format.open_memmap(part, "w+", np.float32, scene.depth.shape)
                 for i in range(len(scene.frames)):
                     view = scene.view(i)
-                    filled[i] = bridge(view.depth, view.tissue & (view.depth > 0))
+                    known = view.tissue & (view.depth > 0)
+                    filled[i] = bridge(denoised(view.depth, known), known)
                 filled.flush()
         self._filled = np.load(file, mmap_mode="r", allow_pickle=False)
         self.view = lru_cache(CACHED)(self._view)
 
     def _view(self, position: int) -> TrainingView:
         raw, frame, size = self.scene.view(position), self.scene.frames[position], np.float32(self.scene.median_depth)
+        known = raw.tissue & (raw.depth > 0)
         T = np.linalg.inv(frame.T_world_camera)
         T[:3, 3] /= self.scene.median_depth
-        arrays = (raw.image / np.float32(255), raw.tissue, np.where(raw.tissue, raw.depth, 0) / size, self._filled[position] / size)
+        arrays = (raw.image / np.float32(255), raw.tissue, np.where(known, self._filled[position], 0) / size, self._filled[position] / size)
         tensors = [torch.from_numpy(np.array(array)).to(self.device) for array in arrays]
         return TrainingView(*tensors, torch.tensor(T, dtype=torch.float32, device=self.device), frame.time)

@@ -2,7 +2,9 @@
 camera", 2024): AF-SfMLearner's losses for a frozen Depth Anything with DV-LoRA, convolutional necks and heads, and a learned lens.
 
 In the warm-up LoRA's matrices are trained and the vectors stand still; after it the vectors alone. The published code keeps the
-learned lens of the second source only; here each source is warped through the lens that was learned from it.
+learned lens of the second source only; here each source is warped through the lens that was learned from it. It also leaves the
+vectors out of what its optimiser steps, so that they never move, and enlarges the maps of flow and appearance networks
+bilinearly; here the vectors are trained, as the paper says, and those networks are AF-SfMLearner's own, which repeat pixels.
 """
 
 from __future__ import annotations
