@@ -47,7 +47,7 @@ class Config:
     vertices and normals of the fused surface, for a camera that moves around tissue that hardly does."""
     max_gaussians: int = bounded(50_000, 100, 5_000_000)
     """No more than this many, and at most 1.2 a pixel of the pictures."""
-    num_steps: int = bounded(2500, 1, 1_000_000)
+    num_steps: int = bounded(1800, 1, 1_000_000)
     """Frames that are drawn and compared: on two cores about 40 ms each at 160x128, 120 ms at 320x256."""
     refine_poses: bool = False
     """Let the poses of a moving camera follow."""

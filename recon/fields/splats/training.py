@@ -30,7 +30,7 @@ CHECKPOINT = "checkpoint.pt"
 class Recipe:
     """How Gaussians are fitted; lengths in median depths."""
 
-    num_steps: int = 2500
+    num_steps: int = 1800
     max_gaussians: int = 50_000
     weights: Weights = field(default_factory=Weights)
     rates: tuple[tuple[str, float], ...] = (
