@@ -83,7 +83,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
 
 def _field(sequence: FrameSequence, inputs: dict[str, Path], out: Path, config: Config, used: Inputs) -> Score:
     """Pictures, depth, surfaces and tracks of a radiance field, and a film of them."""
-    lens = read_camera(inputs["camera"] / "camera.json")
+    lens = read_camera(inputs["trajectory"] / "camera.json")
     files = FieldFiles(inputs[config.fuse], read_scene(inputs["scene"]), used, lens)
     lpips = None
     if config.lpips_alexnet is not None and config.lpips_linear is not None:
@@ -159,7 +159,7 @@ STAGE = Stage(
     config=Config,
     run=run,
     version=3,
-    reads=("source", "frames", "camera", "masks", "depth", "trajectory", "scale", "mesh"),
+    reads=("source", "frames", "masks", "depth", "trajectory", "scale", "mesh"),
     also_reads=lambda config: () if config.fuse == "tsdf" else ("scene", config.fuse),
     checksums=_checksums,
     writes=("metrics.json", "frames.csv"),

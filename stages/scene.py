@@ -134,13 +134,14 @@ class _Reader:
         """Whether the depth of neighbouring frames agrees, as their poses carry it over."""
         differences = []
         stretch = np.linalg.norm(ray_grid(self.camera) / ray_grid(self.camera)[..., 2:], axis=-1)
+        frames = [frame for frame in frames if not frame.is_held_out]
         for k in spread(range(len(frames) - 1), NUM_PAIRS):
             a, b = (np.where((view := self.view(frames[i].index)).tissue, view.depth, 0) * stretch for i in (k, k + 1))
             apart = relative_difference(self.camera, a, frames[k].T_world_camera, b, frames[k + 1].T_world_camera)
             differences.append(np.abs(apart[np.isfinite(apart)]))
-        values = np.concatenate(differences)
+        values = np.concatenate([np.zeros(0), *differences])
         if len(values) == 0:
-            return "none"
+            return "untrusted"
         return "trusted" if np.median(values) <= MAX_INCONSISTENCY else "untrusted"
 
 

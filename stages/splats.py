@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -50,11 +51,12 @@ class Config:
     num_steps: int = bounded(1800, 1, 1_000_000)
     """Frames that are drawn and compared: on two cores about 40 ms each at 160x128, 120 ms at 320x256."""
     refine_poses: bool = False
-    """Let the poses of a moving camera follow."""
+    """Let the poses of a moving camera follow; they are written to `splats.json`."""
     fill_unseen: bool = False
-    """Close the holes of the surface where no frame ever saw anything; they are marked by no observation and a confidence of 0."""
+    """Close the holes of a still camera's surface where no frame ever saw anything; they are marked by no observation and a
+    confidence of 0."""
     max_meshes: int = bounded(40, 1, 10_000)
-    """Times at which the surface is written, spread over the recording."""
+    """Times at which the surface is written, spread over the recording; held-out frames, which are scored, come on top."""
     backend: Literal["auto", "cpu", "cuda"] = unkeyed("auto")
     """What draws: gsplat on CUDA (extra `cuda`), or the processor."""
     device: str = unkeyed("auto")
@@ -72,6 +74,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     began = time.perf_counter()
     trainer = _trainer(inputs, scene, out, config)
     model = trainer.run(track)
+    scene = trainer.refined_scene()
     seconds = time.perf_counter() - began
     reference = reference_frame(scene)
     for position in track(range(len(scene.frames)), len(scene.frames), "drawing frames"):
@@ -89,7 +92,8 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     times = {"reference_index": scene.frames[reference].index, "reference_time_s": scene.frames[reference].timestamp_s}
     training = {"fit_seconds": round(seconds, 1), "losses": trainer.last_terms, "depth": scene.depth_kind, "unit": scene.unit}
     counts = {"num_frames": len(scene.kept), "num_held_out": len(scene.held_out), "unseen_share": float((~model.is_seen).float().mean())}
-    write_json(out / "splats.json", facts | times | training | counts)
+    poses = {"poses": {f.index: f.T_world_camera.tolist() for f in scene.frames}} if config.refine_poses and not scene.is_still else {}
+    write_json(out / "splats.json", facts | times | training | counts | poses)
     (out / "filled.npy").unlink()
 
 
@@ -107,12 +111,32 @@ def _trainer(inputs: dict[str, Path], scene: Scene, out: Path, config: Config) -
     else:
         start = start_from_scene(scene, most)
     model = make_model(start, scene, config.deformation, config.kind == "surfels")
-    return Trainer(model, TrainingViews(scene, out, torch_device(config.device)), recipe, out)
+    return Trainer(model, TrainingViews(scene, out, device_for(config)), recipe, out)
+
+
+def device_for(config: Config) -> str:
+    """Where Gaussians lie. Raises ReconError for a device or a backend that is not there."""
+    has_gsplat = find_spec("gsplat") is not None
+    if config.device == "auto" and (config.backend == "cpu" or not has_gsplat) and config.backend != "cuda":
+        return "cpu"
+    device = torch_device(config.device)
+    if config.backend == "cuda" and not device.startswith("cuda"):
+        raise ReconError('splats.backend = "cuda" needs a CUDA device, and there is none here: use backend "cpu"')
+    if device.startswith("cuda") and config.backend != "cpu" and not has_gsplat:
+        raise ReconError("drawing splats on CUDA needs gsplat: pip install 'endorecon[cuda]', or set splats.backend=cpu")
+    return device
+
+
+def _checksums(config: Config) -> dict[str, str]:
+    """Raises ReconError, before the first stage starts, for a device or a backend that is not there."""
+    device_for(config)
+    return {}
 
 
 def _write_meshes(out: Path, model: SplatModel, scene: Scene, reference: int, mesh: Mesh, config: Config) -> None:
     """The surface at several times: the same vertices, carried along."""
-    chosen = [scene.frames[i] for i in spread(range(len(scene.frames)), config.max_meshes)]
+    positions = {*spread(range(len(scene.frames)), config.max_meshes), *scene.held_out}
+    chosen = [scene.frames[i] for i in sorted(positions)]
     moved = carry(mesh.vertices, model, scene, scene.frames[reference].time, [frame.time for frame in chosen])
     timed = []
     for frame, vertices in zip(chosen, moved, strict=True):
@@ -140,6 +164,7 @@ def cloud(model: SplatModel, scene: Scene, time: float) -> SplatCloud:
 STAGE = Stage(
     config=Config,
     run=run,
+    checksums=_checksums,
     reads=("scene",),
     also_reads=lambda config: ("surface",) if config.start == "surface" else (),
     writes=("splats.ply", CHECKPOINT, "renders/*.png", "depth/*.tiff", "meshes/*.ply", "surface.ply", "animation.glb", "splats.json"),

@@ -46,7 +46,10 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         _write(out, gate, _alone(order, camera, inputs["depth"]), config, camera_file["intrinsics"])
         return
     if config.method in ("still", "dataset"):
-        _write(out, gate, _known(inputs, order, camera, config.method), config, camera_file["intrinsics"])
+        known = _known(inputs, order, camera, config.method)
+        depth = read_depth(inputs["depth"] / "depth" / f"{next(iter(known.poses)):06d}.tiff")
+        median_depth = float(np.median(depth[depth > 0])) if known.unit == "mm" and (depth > 0).any() else 1.0
+        _write(out, gate, known, config, camera_file["intrinsics"], median_depth)
         return
     recording = Recording(
         order=order,
@@ -105,18 +108,18 @@ def _alone(order: list[int], camera: Camera, depth: Path) -> Track:
     return Track(camera, {first: np.eye(4)}, {first: factor}, {first: first}, {first: "still"}, reasons, None)
 
 
-def _write(out: Path, gate: list[dict], result: Track, config: Config, intrinsics: str) -> None:
+def _write(out: Path, gate: list[dict], result: Track, config: Config, intrinsics: str, median_depth: float = 1.0) -> None:
     write_camera(out / "camera.json", result.camera, intrinsics=intrinsics)
     write_points(out / "points.npz", result.sparse)
-    write_json(out / "trajectory.json", description(gate, result, config.method))
+    write_json(out / "trajectory.json", description(gate, result, config.method, median_depth))
 
 
-def description(gate: list[dict], result: Track, method: str) -> dict:
+def description(gate: list[dict], result: Track, method: str, median_depth: float = 1.0) -> dict:
     """Content of trajectory.json: one entry per source frame, figures of the map, and the pieces that stand apart."""
     num_points = 0 if result.sparse is None else len(result.sparse.xyz)
     return {
         "method": method,
-        "is_truth": "dataset" in result.method_of.values(),
+        "is_truth": method == "dataset",
         "unit": result.unit,
         "unit_source": "the data set's own depth" if result.unit == "mm" else UNIT_SOURCES[result.sparse is not None],
         "frames": [_frame(entry, result) for entry in gate],
@@ -127,7 +130,7 @@ def description(gate: list[dict], result: Track, method: str) -> dict:
             "num_frames": list(result.method_of.values()).count("sfm"),
             "num_aligned": list(result.method_of.values()).count("alignment"),
             "still": "still" in result.method_of.values(),
-            "extent": _extent(result),
+            "extent": _extent(result) / median_depth,
             "num_points": num_points,
             "mean_error_px": None if num_points == 0 else float(result.sparse.error_px.mean()),
         },
@@ -154,7 +157,7 @@ def _frame(entry: dict, result: Track) -> dict:
 
 
 def _extent(result: Track) -> float:
-    """Largest distance of a camera centre from the first one, in median depths."""
+    """Largest distance of a camera centre from the first one, in world units: median depths, but where metric depth gave them."""
     centres = np.array([T[:3, 3] for T in result.poses.values()])
     return float(np.linalg.norm(centres - centres[0], axis=1).max())
 

@@ -49,7 +49,8 @@ def inputs(tmp_path_factory) -> dict[str, Path]:
     size = {f"{of}{side}_px": getattr(CAMERA, f"{side}_px") for of in ("", "source_") for side in ("width", "height")}
     write_json(root / "frames" / "frames.json", {"is_unrelated": False, "frames": frames, **size})
     write_json(root / "masks" / "gate.json", {"instruments": None, "frames": []})
-    write_json(root / "trajectory" / "trajectory.json", {"frames": posed})
+    write_json(root / "trajectory" / "trajectory.json", {"unit": "unitless", "frames": posed})
+    write_json(root / "depth" / "depth.json", {"model": "student", "scale": "scale_invariant", "is_truth": False})
     empty = {"xyz": np.zeros((0, 3)), "error_px": np.zeros(0), "obs_px": np.zeros((0, 2))}
     np.savez(root / "trajectory" / "points.npz", **empty, obs_point=np.zeros(0, np.int64), obs_frame=np.zeros(0, np.int64))
     for stage in ("camera", "trajectory"):

@@ -44,9 +44,8 @@ def test_results_hold_surfaces_over_time_a_film_and_scores(finished):
     metrics = {(m["name"], m["protocol"]): m["value"] for m in report["metrics"]}
     assert metrics["psnr_visible", None] > 25 and metrics["field_depth_error_visible", None] < 1.0
     assert metrics["timed_accuracy_mean", None] < 1.0 and metrics["track_error_mean", None] < 2.0
-    assert (
-        ("psnr_visible_neighbour_average", None) in metrics and ("psnr", "endonerf") in metrics and ("psnr_star", "endogaussian") in metrics
-    )
+    assert ("psnr_visible_neighbour_average", None) in metrics
+    assert ("psnr", "endonerf") not in metrics, "that protocol learns from every frame"
     times = sorted((results / "meshes").glob("*.ply"))
     assert len(times) == moving_sheet.NUM_FRAMES
     first, later = (read_mesh(times[k]) for k in (0, 6))
@@ -76,7 +75,7 @@ def test_a_second_run_reuses_and_the_model_is_exported(finished, source, capsys,
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("splats.backend=cuda",), 2, 'backend "cuda" needs a CUDA device'),
+        (("splats.backend=cuda",), 2, 'splats.backend = "cuda" needs a CUDA device'),
         (("trajectory.method=dataset", "depth.model=student"), 2, "set depth.model=dataset too"),
         (("scale.factor_mm=2",), 2, "the unit is known from the data set's own depth"),
         (("evaluation.lpips_linear=x.pth",), 2, "belong together"),

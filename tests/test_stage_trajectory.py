@@ -53,6 +53,7 @@ def write_inputs(root: Path, poses: list[np.ndarray], blank: int | None = BLANK,
     write_json(root / "frames" / "frames.json", {"is_unrelated": False, "frames": frames})
     write_json(root / "masks" / "gate.json", {"cuts": [], "frames": gate})
     write_camera(root / "camera" / "camera.json", CAMERA, intrinsics="given")
+    write_json(root / "depth" / "depth.json", {"model": "student", "scale": "scale_invariant", "is_truth": False})
     return {name: root / name for name in ("frames", "camera", "masks", "depth")}
 
 

@@ -36,7 +36,7 @@ def membrane(values: Float[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"]) -
 def bridge(values: Float[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
     """Values where `known`, elsewhere the mean of a membrane and of a thin plate that is held to the rim's range and as much around it.
 
-    All 0 where nothing is known; the membrane alone where the rim has too few pixels for a plate.
+    All 0 where nothing is known; the membrane alone where the rim has too few pixels for a plate, or all on a line.
     """
     flat = membrane(values, known)
     hidden = ~known
@@ -46,6 +46,8 @@ def bridge(values: Float[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"]) -> 
         return flat
     rim = rim[np.linspace(0, len(rim) - 1, min(len(rim), MAX_RIM_POINTS)).round().astype(int)]
     at_rim = values[rim[:, 0], rim[:, 1]].astype(np.float64)
+    if np.linalg.matrix_rank(rim - rim.mean(axis=0)) < 2:
+        return flat
     plate = RBFInterpolator(rim.astype(np.float64), at_rim, kernel="thin_plate_spline", smoothing=SMOOTHING)
     half = 0.5 * np.ptp(at_rim)
     bent = np.clip(plate(np.argwhere(hidden).astype(np.float64)), at_rim.min() - half, at_rim.max() + half)

@@ -10,7 +10,22 @@ from importlib import metadata
 
 import numpy as np
 
-PACKAGES = ("endorecon", "torch", "numpy", "scipy", "open3d", "pycolmap", "kornia", "trimesh", "av", "pillow", "opencv-python-headless")
+PACKAGES = (
+    "endorecon",
+    "torch",
+    "numpy",
+    "scipy",
+    "open3d",
+    "pycolmap",
+    "kornia",
+    "trimesh",
+    "av",
+    "pillow",
+    "opencv-python-headless",
+    "numba",
+    "gsplat",
+    "nerfstudio",
+)
 """Those that can change a result."""
 
 

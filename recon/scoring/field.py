@@ -79,7 +79,10 @@ def score_field(sequence: FrameSequence, files: FieldFiles, options: FieldOption
             rows.setdefault(index, {"index": index}).update(row)
     has_mesh = sequence.frame_mesh_gt is not None and is_metric
     if has_mesh:
-        metrics += _surfaces(sequence, files, options)
+        timed = _surfaces(sequence, files, options)
+        metrics += timed
+        if not timed:
+            notes.append("no surface was scored over time: none was written at a time of which the truth is known")
     used = {"depth": has_depth, "trajectory": False, "mesh": has_mesh}
     frames = [rows[index] for index in sorted(rows)]
     return Score("this run", sequence.name, sequence.dataset, metrics, files.inputs, used, frames=frames, notes=notes)
@@ -89,7 +92,11 @@ def _pictures(files: FieldFiles, options: FieldOptions) -> tuple[list[Metric], d
     scene = files.scene
     rows: dict[int, dict] = {}
     if not scene.held_out:
-        return [], rows, ["no frame was held out of the field (scene.held_out=none): nothing says how it looks where it did not learn"]
+        return (
+            _protocols(files, options),
+            rows,
+            ["no frame was held out of the field (scene.held_out=none): nothing says how it looks where it did not learn"],
+        )
     times = np.array([frame.timestamp_s for frame in scene.frames])
     picture = lru_cache(8)(lambda position: np.array(scene.images[position]) / np.float32(255))
     values: dict[str, list[float]] = {}
@@ -119,12 +126,12 @@ def _picture_metric(name: str, value: float, protocol: str | None = None) -> Met
 
 
 def _protocols(files: FieldFiles, options: FieldOptions) -> list[Metric]:
-    """The published protocols, of scenes whose kept and held-out frames are theirs."""
+    """The published protocols, of scenes whose kept and held-out frames are theirs: EndoNeRF's learns from all that it scores."""
     scene, metrics = files.scene, []
     numbers = list(range(len(scene.frames)))
     for name, protocol in IMAGE_PROTOCOLS.items():
         scored = scored_frames(name, numbers)
-        if not scored or (protocol.held_out and scored != scene.held_out):
+        if not scored or (scored if protocol.held_out else []) != scene.held_out:
             continue
         scores = []
         for position in scored:

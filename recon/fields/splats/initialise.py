@@ -100,7 +100,14 @@ def _rays(scene: Scene, margin: int = 0) -> np.ndarray:
 def _from_points(scene: Scene, max_gaussians: int) -> Start:
     """Unproject every kept frame and keep one point a cell: the first that was seen."""
     rays = _rays(scene)
-    cell = np.sqrt(len(scene.kept)) / scene.camera.params[0]
+    cell = 1.0 / scene.camera.params[0]
+    while len(table := _one_a_cell(scene, rays, cell)) > max_gaussians:
+        cell *= max(np.sqrt(len(table) / max_gaussians), 1.05)
+    return Start(table[:, :3], table[:, 3:6], table[:, 6:9], _spacing(table[:, :3]), np.ones(len(table), bool))
+
+
+def _one_a_cell(scene: Scene, rays: np.ndarray, cell: float) -> np.ndarray:
+    """Point, normal and colour (n, 9) of the first that was seen in every cell, in normalised units."""
     parts: list[np.ndarray] = []
     taken: set[bytes] = set()
     for position in scene.kept:
@@ -114,9 +121,7 @@ def _from_points(scene: Scene, max_gaussians: int) -> Start:
         new = np.array([i for i in first if keys[i].tobytes() not in taken], dtype=int)
         taken.update(keys[i].tobytes() for i in new)
         parts.append(np.concatenate([points[new], normals[new], view.image[known][new] / 255.0], axis=1))
-    table = np.concatenate(parts)
-    table = table[np.linspace(0, len(table) - 1, min(len(table), max_gaussians)).round().astype(int)]
-    return Start(table[:, :3], table[:, 3:6], table[:, 6:9], _spacing(table[:, :3]), np.ones(len(table), bool))
+    return np.concatenate(parts)
 
 
 def _spacing(points: np.ndarray) -> np.ndarray:

@@ -17,6 +17,8 @@ WIDTH = 1.0
 """Standard deviation of a bump, in distances between bumps."""
 
 
+CHUNK = 2048
+"""Gaussians that are solved for at once."""
 SHRINKAGE = 1e-2
 """Weight of coefficients themselves beside that of their second differences: it decides between the mean and an even motion."""
 
@@ -68,12 +70,16 @@ def fit_motion(
     """
     basis = torch.cat([torch.ones(len(times), 1, dtype=torch.float64), bumps(times.double(), num)], dim=1)
     weights = weights.double()
-    normal = torch.einsum("tb,nt,tc->nbc", basis, weights, basis)
-    right = torch.einsum("tb,nt,ntk->nbk", basis, weights, tracks.double())
+    products = (basis[:, :, None] * basis[:, None]).reshape(len(times), -1)
     bend = torch.diff(torch.eye(num, dtype=torch.float64), n=2, dim=0) if num > 2 else torch.zeros(1, num, dtype=torch.float64)
     penalty = torch.zeros(num + 1, num + 1, dtype=torch.float64)
     penalty[1:, 1:] = bend.T @ bend + SHRINKAGE * torch.eye(num, dtype=torch.float64)
-    scale = ridge * weights.mean(dim=1)[:, None, None] + 1e-9
-    found = torch.linalg.solve(normal + scale * penalty + 1e-9 * torch.eye(num + 1, dtype=torch.float64), right).float()
+    tiny, parts = 1e-9 * torch.eye(num + 1, dtype=torch.float64), []
+    for some, track in zip(weights.split(CHUNK), tracks.split(CHUNK), strict=True):
+        normal = (some @ products).reshape(-1, num + 1, num + 1)
+        right = basis.T @ (some[..., None] * track.double())
+        scale = ridge * some.mean(dim=1)[:, None, None] + 1e-9
+        parts.append(torch.linalg.solve(normal + scale * penalty + tiny, right).float())
+    found = torch.cat(parts)
     # The solver's columns are contiguous; the fused Adam takes parameter, gradient and moments by their place in memory.
     return found[:, 0].contiguous(), found[:, 1:].contiguous()

@@ -11,6 +11,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
+from recon.fields.scene import Scene
 from recon.fields.splats.density import Demand, split_and_prune
 from recon.fields.splats.model import SplatModel, model_from_state
 from recon.fields.splats.objective import Setting, Weights, terms
@@ -154,16 +155,40 @@ class Trainer:
         broken = [name for name, value in losses.items() if not torch.isfinite(value)]
         if not broken:
             return
-        kept = (self.folder / CHECKPOINT).exists()
-        saved = f"the checkpoint before it is kept in {self.folder / CHECKPOINT}" if kept else "none was saved before it"
         raise ReconError(
-            f"fitting splats: the loss {broken[0]!r} is {float(losses[broken[0]].detach())} at step {self.step}; {saved}. "
-            "Look at the depth and the masks of the frames, or set splats.rate_share lower",
+            f"fitting splats: the loss {broken[0]!r} is {float(losses[broken[0]].detach())} at step {self.step}; {self._saved()}. "
+            "Look at the depth and the masks of the frames",
             exit_code=1,
         )
 
+    def _saved(self) -> str:
+        file = self.folder / CHECKPOINT
+        return f"the checkpoint before it is kept in {file}" if file.exists() else "no checkpoint was saved before it"
+
+    def refined_scene(self) -> Scene:
+        """The scene with the poses that were fitted; a held-out frame takes the correction of the learned one nearest to it in time."""
+        scene = self.views.scene
+        if not self.recipe.refine_poses:
+            return scene
+        corrected, change = {}, {}
+        for i in self.kept:
+            with torch.no_grad():
+                T = np.linalg.inv(self.pose(i).double().cpu().numpy())
+            T[:3, 3] *= scene.median_depth
+            corrected[i], change[i] = T, T @ np.linalg.inv(scene.frames[i].T_world_camera)
+        for i in scene.held_out:
+            nearest = min(self.kept, key=lambda k: abs(scene.frames[k].time - scene.frames[i].time))
+            corrected[i] = change[nearest] @ scene.frames[i].T_world_camera
+        return replace(scene, frames=tuple(replace(frame, T_world_camera=corrected[i]) for i, frame in enumerate(scene.frames)))
+
     def save(self) -> None:
-        """Everything that going on needs, deformation and optimiser included."""
+        """Everything that going on needs, deformation and optimiser included.
+
+        Raises ReconError (exit code 1) instead when a parameter is no longer finite: what was saved before stays.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise ReconError(f"fitting splats: {name} is no longer finite at step {self.step}; {self._saved()}", exit_code=1)
         state = {
             "model": self.model.state_dict(),
             "are_surfels": self.model.are_surfels,
@@ -174,6 +199,10 @@ class Trainer:
             "generator": self.generator.get_state(),
             "demand": asdict(self.demand),
             "neighbours": self.setting.neighbours,
+            "spacing": self.setting.spacing,
+            "last_terms": self.last_terms,
+            "median_depth": self.views.scene.median_depth,
+            "unit": self.views.scene.unit,
         }
         with atomic_path(self.folder / CHECKPOINT) as part:
             torch.save(state, part)
@@ -187,4 +216,5 @@ class Trainer:
         self.step, self.order = state["step"], state["order"]
         self.generator.set_state(state["generator"].cpu())
         self.demand = Demand(**state["demand"])
-        self.setting = replace(self.setting, neighbours=state["neighbours"])
+        self.setting = replace(self.setting, neighbours=state["neighbours"], spacing=state["spacing"])
+        self.last_terms = state["last_terms"]
