@@ -59,9 +59,10 @@ def earlier_stages(run: Path, unit: str) -> dict[str, Path]:
     camera = sequence.camera
     recording = {"name": sequence.name, "dataset": "phantom", "incomplete": None, "notes": ["a note"], "frames": frames}
     write_json(inputs["frames"] / "frames.json", recording)
-    write_json(inputs["depth"] / "depth.json", {"model": "student", "trained_on": ["phantom"], "adapted": False})
+    write_json(inputs["depth"] / "depth.json", {"model": "student", "trained_on": ["phantom"], "adapted": False, "is_truth": False})
     write_mask(inputs["masks"] / "scope.png", np.ones((sequence.camera.height_px, sequence.camera.width_px), bool))
-    write_json(inputs["masks"] / "gate.json", {"cuts": [], "frames": gate})
+    write_json(inputs["masks"] / "gate.json", {"cuts": [], "instruments": None, "frames": gate})
+    write_json(inputs["trajectory"] / "trajectory.json", {"is_truth": False})
     write_json(inputs["scale"] / "trajectory.json", {"frames": poses, "mapping": {"extent": 1.0}, "pieces": []})
     write_json(inputs["scale"] / "scale.json", {"source": "given" if unit == "mm" else "none", "value": 1.0, "sigma": None, "unit": unit})
     write_json(inputs["source"] / "source.json", {"path": SPEC, "dataset": None, "camera_file": None, "masks_dir": None})
@@ -77,7 +78,8 @@ def run_stage(name: str, inputs: dict[str, Path], out: Path | None = None, **cha
     module = importlib.import_module(f"stages.{name}")
     out = out or inputs[name]
     out.mkdir(exist_ok=True)
-    module.run({read: inputs[read] for read in module.STAGE.reads}, out, module.Config(**changes))
+    config = module.Config(**changes)
+    module.run({read: inputs[read] for read in module.STAGE.all_reads(config)}, out, config)
     for pattern in module.STAGE.writes:
         assert list(out.glob(pattern)), pattern
     return out
