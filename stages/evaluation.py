@@ -5,7 +5,7 @@ The only stage that opens the truth. Without truth it writes an empty list. The 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ import numpy as np
 
 from recon.data import open_source
 from recon.eval.surface import SurfaceOptions
-from recon.fields.scene import read_scene
+from recon.fields.scene import Scene, read_scene
 from recon.io.atomic import read_json, write_bytes, write_json, write_text
 from recon.io.cameras import read_camera
 from recon.io.images import read_image
 from recon.pipeline import Stage, file_checksum, unkeyed
 from recon.report.figures import trajectory_figure
-from recon.report.pictures import spread
 from recon.report.tables import as_csv
+from recon.sampling import spread
 from recon.scoring.depth import DepthOptions, compare_depth
 from recon.scoring.field import FieldFiles, FieldOptions, score_field
 from recon.scoring.field_pictures import write_field_pictures
@@ -84,7 +84,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
 def _field(sequence: FrameSequence, inputs: dict[str, Path], out: Path, config: Config, used: Inputs) -> Score:
     """Pictures, depth, surfaces and tracks of a radiance field, and a film of them."""
     lens = read_camera(inputs["trajectory"] / "camera.json")
-    files = FieldFiles(inputs[config.fuse], read_scene(inputs["scene"]), used, lens)
+    files = FieldFiles(inputs[config.fuse], _fitted(read_scene(inputs["scene"]), inputs[config.fuse] / f"{config.fuse}.json"), used, lens)
     lpips = None
     if config.lpips_alexnet is not None and config.lpips_linear is not None:
         from recon.models.lpips import load_lpips, perceptual_distance
@@ -92,6 +92,13 @@ def _field(sequence: FrameSequence, inputs: dict[str, Path], out: Path, config: 
         lpips = partial(perceptual_distance, load_lpips(config.lpips_alexnet, config.lpips_linear))
     write_field_pictures(out, files)
     return score_field(sequence, files, FieldOptions(seed=config.seed, lpips=lpips))
+
+
+def _fitted(scene: Scene, field_file: Path) -> Scene:
+    """The scene with the poses that the field refined, where it did."""
+    poses = read_json(field_file).get("poses", {})
+    frames = (replace(f, T_world_camera=np.array(poses[str(f.index)])) if str(f.index) in poses else f for f in scene.frames)
+    return replace(scene, frames=tuple(frames))
 
 
 def truth_in(inputs: dict[str, Path]) -> dict[str, bool]:

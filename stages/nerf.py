@@ -10,7 +10,7 @@ from pathlib import Path
 
 from recon.fields.nerf.settings import NerfSettings
 from recon.fields.nerf.training import Render, check_installed, train_and_render, trainable_scene
-from recon.fields.rendered_surface import Rendering, fused_surface, poses_for_time, squared_error, still_surface
+from recon.fields.rendered_surface import Rendering, fused_surface, meshed_positions, poses_for_time, squared_error, still_surface
 from recon.fields.scene import Scene
 from recon.fields.splats.tracks import reference_frame
 from recon.io.animation import TimedMesh, write_animated_glb
@@ -20,7 +20,6 @@ from recon.io.images import read_image
 from recon.io.meshes import read_mesh, write_ply
 from recon.models import torch_device
 from recon.pipeline import Stage, track, unkeyed
-from recon.tracking.scale_sources import spread
 from recon.types import MAX_SEED, Mesh, bounded
 
 
@@ -47,7 +46,7 @@ class Config:
     steps_per_save: int = bounded(200, 1, keyed=False)
     """A killed training goes on from the last of these."""
     max_meshes: int = bounded(40, 1, 10_000)
-    """At so many times, spread over the recording, the surface is written."""
+    """At so many times, spread over the recording, the surface is written; held-out frames, which are scored, come on top."""
     views_per_mesh: int = bounded(8, 1, 1000)
     """Poses from which it is rendered and fused; a camera that stands still needs one."""
     seed: int = bounded(0, 0, MAX_SEED)
@@ -65,7 +64,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     """
     check_installed()
     scene = trainable_scene(inputs["scene"])
-    meshed, reference = spread(range(len(scene.frames)), config.max_meshes), reference_frame(scene)
+    meshed, reference = meshed_positions(scene, config.max_meshes), reference_frame(scene)
     poses = {time: poses_for_time(scene, time, config.views_per_mesh) for time in {*meshed, reference}}
     renders = {(i, i): _render(scene, out, i, i) for i in range(len(scene.frames))}
     renders |= {(pose, time): _render(scene, out, pose, time) for time in poses for pose in poses[time] if not scene.is_still}

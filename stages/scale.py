@@ -29,10 +29,11 @@ from recon.io.trajectory import read_tum, write_tum
 from recon.models import model_info
 from recon.parallel import in_order
 from recon.pipeline import Stage, file_checksum, track, unkeyed
+from recon.sampling import spread
 from recon.tracking.scale_field import FrameRatios, ScaleModel, fit_scale_model, sample_nearest, sample_ratios
 from recon.tracking.scale_instrument import InstrumentView, scale_from_instrument
 from recon.tracking.scale_model import ModelView, scale_from_model
-from recon.tracking.scale_sources import MeasuredScale, scale_from_metric_depth, scale_from_poses, spread
+from recon.tracking.scale_sources import MeasuredScale, scale_from_metric_depth, scale_from_poses
 from recon.tracking.scale_stereo import StereoPair, scale_from_stereo
 from recon.types import MAX_THREADS, Camera, FrameError, ReconError, Scale, Trajectory, Unit, bounded
 

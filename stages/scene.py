@@ -20,8 +20,8 @@ from recon.io.depth import read_depth
 from recon.io.images import read_image
 from recon.io.masks import read_mask
 from recon.pipeline import Stage, track
+from recon.sampling import spread
 from recon.stereo.matching import relative_difference
-from recon.tracking.scale_sources import spread
 from recon.types import Camera, ReconError, bounded
 
 HELD_OUT_EVERY, HELD_OUT_RUN, HELD_OUT_PERIOD = 8, 5, 15

@@ -12,13 +12,14 @@ from typing import Literal
 import numpy as np
 import torch
 
+from recon.fields.rendered_surface import meshed_positions
 from recon.fields.scene import Scene, read_scene
 from recon.fields.splats.initialise import DeformationName, make_model, start_from_scene, start_from_surface
 from recon.fields.splats.model import SplatModel
 from recon.fields.splats.surface import carry, draw, reference_surface
 from recon.fields.splats.tracks import reference_frame
 from recon.fields.splats.training import CHECKPOINT, Recipe, Trainer
-from recon.fields.splats.views import TrainingViews
+from recon.fields.splats.views import TrainingViews, filled_depth
 from recon.io.animation import TimedMesh, write_animated_glb
 from recon.io.atomic import write_json
 from recon.io.depth import write_depth
@@ -27,10 +28,11 @@ from recon.io.meshes import read_mesh, vertex_normals, write_ply
 from recon.io.splats import SplatCloud, write_splat_ply
 from recon.models import torch_device
 from recon.pipeline import Stage, track, unkeyed
-from recon.tracking.scale_sources import spread
 from recon.types import MAX_SEED, Mesh, ReconError, bounded
 
 GAUSSIANS_PER_PIXEL = 1.2
+FILLED = "filled.npy"
+"""Of use while the stage works; gone when it is done."""
 log = logging.getLogger(__name__)
 
 
@@ -94,7 +96,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     counts = {"num_frames": len(scene.kept), "num_held_out": len(scene.held_out), "unseen_share": float((~model.is_seen).float().mean())}
     poses = {"poses": {f.index: f.T_world_camera.tolist() for f in scene.frames}} if config.refine_poses and not scene.is_still else {}
     write_json(out / "splats.json", facts | times | training | counts | poses)
-    (out / "filled.npy").unlink()
+    (out / FILLED).unlink()
 
 
 def _trainer(inputs: dict[str, Path], scene: Scene, out: Path, config: Config) -> Trainer:
@@ -106,12 +108,16 @@ def _trainer(inputs: dict[str, Path], scene: Scene, out: Path, config: Config) -
         backend=config.backend,
         seed=config.seed,
     )
-    if config.start == "surface":
-        start = start_from_surface(read_mesh(inputs["surface"] / "surface.ply"), scene, most)
-    else:
-        start = start_from_scene(scene, most)
-    model = make_model(start, scene, config.deformation, config.kind == "surfels")
-    return Trainer(model, TrainingViews(scene, out, device_for(config)), recipe, out)
+    filled = filled_depth(scene, out / FILLED)
+
+    def begin() -> SplatModel:
+        if config.start == "surface":
+            start = start_from_surface(read_mesh(inputs["surface"] / "surface.ply"), scene, most)
+        else:
+            start = start_from_scene(scene, filled, most)
+        return make_model(start, scene, config.deformation, config.kind == "surfels")
+
+    return Trainer(begin, TrainingViews(scene, filled, device_for(config)), recipe, out)
 
 
 def device_for(config: Config) -> str:
@@ -135,8 +141,7 @@ def _checksums(config: Config) -> dict[str, str]:
 
 def _write_meshes(out: Path, model: SplatModel, scene: Scene, reference: int, mesh: Mesh, config: Config) -> None:
     """The surface at several times: the same vertices, carried along."""
-    positions = {*spread(range(len(scene.frames)), config.max_meshes), *scene.held_out}
-    chosen = [scene.frames[i] for i in sorted(positions)]
+    chosen = [scene.frames[i] for i in meshed_positions(scene, config.max_meshes)]
     moved = carry(mesh.vertices, model, scene, scene.frames[reference].time, [frame.time for frame in chosen])
     timed = []
     for frame, vertices in zip(chosen, moved, strict=True):

@@ -24,11 +24,12 @@ from recon.models import load_depth_model
 from recon.models.student import Student, StudentDepth
 from recon.models.weights import read_checkpoint, training_facts
 from recon.pipeline.config import build_config
+from recon.sampling import spread
 from recon.tracking.mapping import SparseMap
 from recon.training import adaptation
 from recon.training.adaptation import Evidence, Recipe, adapt, described, save_weights
 from recon.training.adaptation_losses import inlier_mean, predict, stack_views
-from recon.training.adaptation_views import MARGIN, MIN_GROUPS, find_groups, hold_out, load_views, spread
+from recon.training.adaptation_views import MARGIN, MIN_GROUPS, find_groups, hold_out, load_views
 from recon.types import Camera, FrameSequence, ReconError
 from stages import depth
 

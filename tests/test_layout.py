@@ -22,7 +22,7 @@ from stages import PIPELINE, load
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (
-    {"types", "parallel"},
+    {"types", "parallel", "sampling"},
     {"geometry", "image", "losses", "eval"},
     {"io", "data", "models"},
     {"training", "tracking", "stereo", "fusion", "fields", "mesh", "report", "scoring"},

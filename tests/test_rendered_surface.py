@@ -110,7 +110,7 @@ def test_the_stage_gives_renders_depth_and_surfaces_in_the_unit_of_the_scene(tmp
     assert sorted(path.name for path in (out / "renders").iterdir()) == [f"{frame.index:06d}.png" for frame in scene.frames]
     assert np.allclose(read_depth(out / "depth/000010.tiff"), wall_depth(CAMERA, scene.frames[1].T_world_camera, scene.frames[1].time))
     told = read_json(out / "nerf.json")
-    assert sorted(path.name for path in (out / "meshes").iterdir()) == ["000000.ply", "000020.ply", "000050.ply"]
+    assert sorted(path.name for path in (out / "meshes").iterdir()) == ["000000.ply", "000010.ply", "000020.ply", "000050.ply"]
     reference = next(frame for frame in scene.frames if frame.index == told["reference_index"])
     for path, time in (("meshes/000020.ply", 0.4), ("surface.ply", reference.time)):
         mesh = read_mesh(out / path)

@@ -15,12 +15,11 @@ from recon.fields.splats.density import Demand, split_and_prune
 from recon.fields.splats.hexplane import HexPlane
 from recon.fields.splats.initialise import make_model, start_from_scene
 from recon.fields.splats.model import model_from_state
-from recon.fields.splats.objective import Weights
 from recon.fields.splats.surface import carry, draw, reference_surface
 from recon.fields.splats.time_basis import TimeBasis, bumps, fit_motion
 from recon.fields.splats.tracks import follow, reference_frame
 from recon.fields.splats.training import CHECKPOINT, Recipe, Trainer
-from recon.fields.splats.views import TrainingViews
+from recon.fields.splats.views import TrainingViews, filled_depth
 from recon.image.filling import bridge, membrane
 from recon.types import ReconError
 
@@ -36,8 +35,12 @@ def sheet(tmp_path_factory):
 def trained(scene, folder, recipe=RECIPE, deformation="time_basis", kind="gaussians", num=1500):
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
-    model = make_model(start_from_scene(scene, num), scene, deformation, kind == "surfels")
-    return Trainer(model, TrainingViews(scene, folder, "cpu"), recipe, folder)
+    filled = filled_depth(scene, folder / "filled.npy")
+
+    def begin():
+        return make_model(start_from_scene(scene, filled, num), scene, deformation, kind == "surfels")
+
+    return Trainer(begin, TrainingViews(scene, filled, "cpu"), recipe, folder)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +103,8 @@ def test_a_gap_in_time_is_bridged_smoothly():
     assert (found - tracks)[:, 15:22].abs().max() < 0.05
 
 
-def test_places_are_followed_where_the_sheet_goes(sheet):
-    tracks = follow(sheet)
+def test_places_are_followed_where_the_sheet_goes(sheet, tmp_path):
+    tracks = follow(sheet, filled_depth(sheet, tmp_path / "filled.npy"))
     reference = sheet.frames[tracks.reference].time
     for k, position in enumerate(sheet.kept):
         moved = moving_sheet.offset(sheet.frames[position].time) - moving_sheet.offset(reference)
@@ -129,14 +132,15 @@ def test_surfels_face_the_sheet(sheet, tmp_path):
     assert (model.scales().min(dim=1).values < 0.01 * model.scales().max(dim=1).values).all()
 
 
-@pytest.mark.parametrize("units_per_mm", [0.1, 0.001])
-def test_the_unit_of_the_scene_does_not_matter(sheet, tmp_path, units_per_mm):
-    # Which Gaussian is split hangs on the last digit, so none is.
+def test_the_unit_of_the_scene_does_not_matter(sheet, tmp_path):
+    """A power of two changes no digit, so everything must come out the same. By metres the last digit differs, on which hangs which
+    way Adam takes a step where nothing pulls: a scene this small then ends a tenth of a dB aside, whatever the factor."""
     recipe = replace(RECIPE, split_until=0.0)
-    other = moving_sheet.write_sheet(tmp_path / "scene", units_per_mm)
-    model = trained(other, tmp_path / "fit", recipe).run(NO_WATCH)
-    mm, same = held_out_errors(trained(sheet, tmp_path / "mm", recipe).run(NO_WATCH), sheet), held_out_errors(model, other)
-    assert abs(mm[0] - same[0]) < 0.1 and abs(mm[1] - same[1]) < 0.01
+    mm = held_out_errors(trained(sheet, tmp_path / "mm", recipe).run(NO_WATCH), sheet)
+    for units_per_mm, decibels in ((2.0**-10, 1e-4), (1e-3, 0.3)):
+        other = moving_sheet.write_sheet(tmp_path / f"scene{units_per_mm}", units_per_mm)
+        same = held_out_errors(trained(other, tmp_path / f"fit{units_per_mm}", recipe).run(NO_WATCH), other)
+        assert abs(mm[0] - same[0]) < decibels and abs(mm[1] - same[1]) < 0.01
 
 
 def test_depth_of_unknown_scale_still_gives_shape(tmp_path):
@@ -171,6 +175,17 @@ def test_what_was_never_seen_stays_a_hole_unless_asked(sheet, tmp_path):
     open_mesh, closed = (reference_surface(model, sheet, position, fills) for fills in (False, True))
     assert len(open_mesh.vertices) < len(closed.vertices) - 50
     assert len(closed.vertices) > 0.9 * moving_sheet.WIDTH * moving_sheet.HEIGHT
+
+
+def test_a_still_camera_may_stand_anywhere(sheet, tmp_path):
+    """Points and normals are the world's: turned with the camera, they are turned and nothing else."""
+    T = np.array([[0.0, 0.0, 1.0, 5.0], [0.0, 1.0, 0.0, -3.0], [-1.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.0, 1.0]])
+    turned = replace(sheet, frames=tuple(replace(frame, T_world_camera=T) for frame in sheet.frames))
+    filled = filled_depth(sheet, tmp_path / "filled.npy")
+    a, b = (start_from_scene(scene, filled, 500) for scene in (sheet, turned))
+    assert np.allclose(a.points @ T[:3, :3].T + T[:3, 3] / sheet.median_depth, b.points, atol=1e-4)
+    assert np.allclose(a.normals @ T[:3, :3].T, b.normals, atol=1e-3)
+    assert np.allclose(a.spacing, b.spacing, rtol=1e-4)
 
 
 def test_a_killed_training_ends_like_an_unbroken_one(sheet, tmp_path):
@@ -236,7 +251,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_term(sheet, tmp_path):
 def test_a_still_camera_without_depth_is_refused(tmp_path):
     scene = moving_sheet.write_sheet(tmp_path, depth_kind="none")
     with pytest.raises(ReconError, match="splats need depth to begin with"):
-        start_from_scene(scene, 100)
+        start_from_scene(scene, scene.depth, 100)
 
 
 def test_a_scene_that_is_not_there_or_damaged_is_told(sheet, tmp_path):
@@ -255,8 +270,7 @@ def test_both_deformations_begin_still_without_tracks():
         assert deformed.offsets.abs().max() == 0 and deformed.colors.abs().max() == 0
 
 
-def test_every_weight_changes_the_loss(sheet, tmp_path):
-    """A term that a weight of zero does not remove, or that is always zero, is no term."""
+def test_no_term_of_the_loss_is_idle(sheet, tmp_path):
     trainer = trained(sheet, tmp_path)
     with torch.no_grad():
         trainer.model.deformation.motion += 0.01 * torch.randn_like(trainer.model.deformation.motion)
@@ -266,4 +280,3 @@ def test_every_weight_changes_the_loss(sheet, tmp_path):
     trainer._one_step()
     expected = {"color", "depth", "filled depth", "opacity", "rigidity", "color change", "unseen"}
     assert expected <= set(trainer.last_terms) and all(trainer.last_terms[name] > 0 for name in expected)
-    assert Weights().rigidity > 0

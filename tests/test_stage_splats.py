@@ -107,3 +107,14 @@ def test_truth_that_enters_is_told(source, capsys, tmp_path):
     assert code == 0, err
     [file] = (tmp_path / "run" / "evaluation").glob("[!.]*/metrics.json")
     assert json.loads(file.read_text())["truth_in"] == {"gt_depth": True, "gt_pose": False, "gt_scale": True}
+
+
+@pytest.mark.parametrize("words", [(), ("splats.start=surface", "splats.refine_poses=true", "splats.kind=surfels")])
+def test_a_camera_that_moves_gives_a_field_too(capsys, tmp_path, words):
+    quick = ("fuse=splats", "depth.model=falloff", "scene.width_px=64", "splats.num_steps=12", *words)
+    code, _, err = call(capsys, "run", "phantom:tube?seed=1&frames=8&width=240&height=200", "--out", tmp_path, "--set", *quick)
+    assert code in (0, 3), err
+    report = json.loads((tmp_path / "results" / "report.json").read_text())
+    assert report["field"]["num_steps"] == 12 and ("poses" in report["field"]) == bool(words)
+    assert len(read_mesh(tmp_path / "results" / "mesh.ply").faces) > 100
+    assert {metric["name"] for metric in report["metrics"]} >= {"psnr_visible", "accuracy_mean"}

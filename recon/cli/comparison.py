@@ -23,8 +23,8 @@ from recon.models import torch_device
 from recon.pipeline.lock import run_lock
 from recon.report.comparison import Comparison, PublishedTable, render_comparison
 from recon.report.page import Picture
-from recon.report.pictures import spread
 from recon.report.tables import method_table, text_table, with_interval
+from recon.sampling import spread
 from recon.scoring.depth import DepthOptions, compare_depth
 from recon.scoring.experiments import ORIGINS, UNITS, Difference, Experiment, differences, read_experiment
 from recon.scoring.files import write_scores

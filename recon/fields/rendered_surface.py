@@ -21,6 +21,7 @@ from recon.geometry.cameras import project
 from recon.geometry.depth_surface import depth_surface
 from recon.geometry.surface import edge_mask, normals_from_depth
 from recon.io.meshes import vertex_normals
+from recon.sampling import spread
 from recon.types import Mesh, ReconError
 
 MAX_JUMP = 0.1
@@ -123,6 +124,11 @@ def fused_surface(
     alone = [np.zeros(0, np.int64)] * num_views  # one field drew them all, so that their agreement says nothing
     settings = FusionSettings(voxels_per_depth=voxels_per_depth)
     return fuse(view, alone, scene.median_depth, TOLERANCE, scene.unit, settings, watch)[0]
+
+
+def meshed_positions(scene: Scene, most: int) -> list[int]:
+    """Positions of the frames at whose times surfaces are written: `most`, spread over the recording, and all that are held out."""
+    return sorted({*spread(range(len(scene.frames)), most), *scene.held_out})
 
 
 def poses_for_time(scene: Scene, time_of: int, num: int) -> list[int]:

@@ -55,7 +55,7 @@ class Scene:
     unit: Unit
     frames: tuple[SceneFrame, ...]
     median_depth: float
-    """Over known pixels of tissue, in the scene's unit."""
+    """Over known pixels of tissue in the frames to learn from, in the scene's unit."""
     depth_kind: DepthKind
     images: UInt8[np.ndarray, "n h w 3"]
     tissue: Bool[np.ndarray, "n h w"]
@@ -109,12 +109,13 @@ def write_scene(
         for position in positions or range(len(frames)):
             view = load(position)
             arrays["images"][position], arrays["tissue"][position], arrays["depth"][position] = view.image, view.tissue, view.depth
-            samples.append(view.depth[view.tissue & (view.depth > 0)][::7])
+            if not frames[position].is_held_out:
+                samples.append(view.depth[view.tissue & (view.depth > 0)][::7])
         for array in arrays.values():
             array.flush()
-    known = np.concatenate(samples)
-    if len(known) == 0 and depth_kind != "none":
-        raise ReconError(f"none of {len(frames)} frames has depth on tissue: look at the depth and the masks stage", exit_code=1)
+    known = np.concatenate([np.zeros(0), *samples])
+    if len(known) == 0 and depth_kind != "none" and not all(frame.is_held_out for frame in frames):
+        raise ReconError(f"no frame to learn from of {len(frames)} has depth on tissue: look at the depth and the masks stage", exit_code=1)
     write_camera(folder / "camera.json", camera, intrinsics="given")
     description = {
         "unit": unit,

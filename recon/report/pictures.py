@@ -18,6 +18,7 @@ from recon.io.meshes import vertex_normals
 from recon.report import figures
 from recon.report.page import PagePictures, Picture
 from recon.report.preview import MeshRenderer, viewpoints
+from recon.sampling import spread
 from recon.types import Mesh, Trajectory
 
 THUMBNAIL_PX = 340
@@ -144,10 +145,3 @@ def _caption(stem: str) -> str:
     """Of a picture of one frame."""
     number = stem[-6:].lstrip("0") or "0"
     return f"frame {number}, what the field draws, its depth" if stem.startswith("field_") else f"depth of frame {number} against the truth"
-
-
-def spread(items: list[Any], num: int) -> list[Any]:
-    """At most `num` of the items at even steps, the first and the last among them."""
-    if len(items) <= num:
-        return items
-    return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, num).round().astype(int))]

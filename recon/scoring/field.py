@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from recon.eval.distances import Surface, sample_surface
 from recon.eval.image import (
@@ -28,6 +27,7 @@ from recon.eval.image import (
 )
 from recon.fields.scene import Scene
 from recon.geometry.cameras import resize
+from recon.geometry.carrying import Carried
 from recon.geometry.shrink import shrunk_depth
 from recon.geometry.undistort import remap, remap_grid
 from recon.io.depth import read_depth
@@ -38,7 +38,6 @@ from recon.types import Camera, FrameSequence, Mesh, Metric
 
 RIM_PX = 2
 """Tracks are scored where the vertex is farther from the rim of the picture."""
-NUM_CARRIERS = 8
 
 
 @dataclass(frozen=True)
@@ -216,18 +215,15 @@ def track_errors(meshes: dict[int, tuple[Mesh, Mesh]], visible_at: Callable[[int
         sees = visible_at(begin)(truth.vertices)
         if not sees.any():
             continue
-        distance, nearest = cKDTree(mesh.vertices).query(truth.vertices[sees], k=min(NUM_CARRIERS, len(mesh.vertices)))
-        weight = 1.0 / (distance + 1e-3 * np.median(distance) + 1e-12)
-        weight /= weight.sum(axis=1, keepdims=True)
+        carried = Carried(truth.vertices[sees], mesh.vertices)
         for end, (other, true_other) in meshes.items():
             if end == begin or other.faces.shape != mesh.faces.shape or not np.array_equal(other.faces, mesh.faces):
                 continue
             if true_other.vertices.shape != truth.vertices.shape:
                 continue
-            carried = truth.vertices[sees] + ((other.vertices - mesh.vertices)[nearest] * weight[..., None]).sum(axis=1)
             target = true_other.vertices[sees]
             still_seen = visible_at(end)(target)
-            errors.append(np.linalg.norm(carried - target, axis=1)[still_seen])
+            errors.append(np.linalg.norm(carried.to(other.vertices) - target, axis=1)[still_seen])
     return np.concatenate(errors)
 
 

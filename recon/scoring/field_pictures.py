@@ -12,7 +12,7 @@ from recon.io.atomic import write_bytes
 from recon.io.depth import read_depth
 from recon.report.comparison_video import ComparedFrame, comparison_picture, depth_range, write_comparison_video
 from recon.report.figures import encode
-from recon.report.pictures import spread
+from recon.sampling import spread
 from recon.scoring.field import FieldFiles
 
 NUM_PICTURES = 3

@@ -15,8 +15,8 @@ from recon.eval.ladder import Rung
 from recon.io.atomic import write_bytes
 from recon.io.meshes import vertex_normals, write_ply
 from recon.report.figures import ERROR_COLORS, colorize, curves_figure, panels_figure
-from recon.report.pictures import spread
 from recon.report.preview import MeshRenderer, viewpoints
+from recon.sampling import spread
 from recon.scoring.prediction import Prediction
 from recon.scoring.score import Score
 from recon.types import Alignment, FrameError, FrameSequence, Mesh

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from recon.geometry.cameras import unproject
-from recon.tracking.scale_sources import NUM_WINDOWS, MeasuredScale, WindowScale, spread
+from recon.sampling import spread
+from recon.tracking.scale_sources import NUM_WINDOWS, MeasuredScale, WindowScale
 from recon.types import Camera, ReconError, Scale
 
 MAX_FRAMES = 200

@@ -74,11 +74,6 @@ def scale_of_parts(
     return MeasuredScale(Scale(source, float(np.exp(value)), sigma), windows, figures={"num_parts": len(logs), **figures})
 
 
-def spread(indices: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, evenly spread, the first and the last among them."""
-    return [indices[k] for k in np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).round().astype(int))]
-
-
 def _median_sigma(logs: np.ndarray) -> float:
     """Standard error of the median of parts in the order of the path; few blocks say too little by themselves, hence the factor."""
     blocks = np.array_split(logs, min(NUM_BLOCKS, len(logs)))

@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float, UInt8
 from recon.geometry import se3
 from recon.geometry.cameras import project, unproject
 from recon.io.colmap_camera import PIXEL_CENTRE_SHIFT
+from recon.sampling import spread
 from recon.tracking.scale_field import sample_nearest
-from recon.tracking.scale_sources import MeasuredScale, scale_of_parts, spread
+from recon.tracking.scale_sources import MeasuredScale, scale_of_parts
 from recon.tracking.sift import detect
 from recon.types import Camera, ReconError
 

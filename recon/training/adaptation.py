@@ -30,10 +30,11 @@ from recon.losses.photometric import auto_mask, minimum_over_sources
 from recon.models.adapters import attach, merge, train_adapters
 from recon.models.student import StudentDepth, input_size
 from recon.models.weights import TRAINING
+from recon.sampling import spread
 from recon.tracking.mapping import SparseMap
 from recon.tracking.stillness import is_still
 from recon.training.adaptation_losses import Comparison, Depths, Views, compare, predict, stack_views
-from recon.training.adaptation_views import MIN_GROUPS, Group, View, find_groups, hold_out, load_views, spread
+from recon.training.adaptation_views import MIN_GROUPS, Group, View, find_groups, hold_out, load_views
 from recon.types import Camera
 
 logger = logging.getLogger(__name__)

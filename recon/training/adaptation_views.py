@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 from recon.geometry.cameras import resize
 from recon.io.images import read_image
 from recon.io.masks import read_mask
+from recon.sampling import spread
 from recon.tracking.mapping import SparseMap
 from recon.types import Camera
 
@@ -103,12 +104,6 @@ def _stretches(groups: Sequence[Group], num: int) -> list[Sequence[Group]]:
     size = max(MIN_STRETCH, min(round(HELD_OUT_SHARE * len(groups) / num), len(groups) // (2 * num) - 2 * MARGIN))
     firsts = [round((k + 0.5) * len(groups) / num) - size // 2 for k in range(num)]
     return [groups[first : first + size] for first in firsts]
-
-
-def spread(groups: Sequence[Group], max_groups: int) -> list[Group]:
-    """At most so many groups, evenly over all of them."""
-    rows = np.linspace(0, len(groups) - 1, min(max_groups, len(groups))).round().astype(int)
-    return [groups[i] for i in np.unique(rows)]
 
 
 def load_views(

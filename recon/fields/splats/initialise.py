@@ -15,6 +15,8 @@ from recon.fields.splats.hexplane import HexPlane
 from recon.fields.splats.model import SplatModel
 from recon.fields.splats.time_basis import TimeBasis, fit_motion
 from recon.fields.splats.tracks import Tracks, follow
+from recon.fusion.view import rays
+from recon.geometry.cameras import crop
 from recon.geometry.surface import normals_from_depth
 from recon.types import Mesh, ReconError
 
@@ -45,17 +47,17 @@ class Start:
     is_measured: Bool[np.ndarray, "n t"] | None = None
 
 
-def start_from_scene(scene: Scene, max_gaussians: int) -> Start:
+def start_from_scene(scene: Scene, filled: Float[np.ndarray, "n h w"], max_gaussians: int) -> Start:
     """Places of the reference picture with their motion for a still camera; else points of all kept frames, thinned by a grid.
 
-    Raises ReconError for a still camera without depth, and where no depth falls on tissue.
+    `filled` is what `views.filled_depth` gives. Raises ReconError for a scene without depth.
     """
     if scene.depth_kind == "none":
         raise ReconError(
             "splats need depth to begin with, and this scene has none: from a single point of view nothing else gives it. "
             "Choose a depth network (depth.model), or depth.model=dataset where the recording brings depth"
         )
-    return _from_tracks(scene, follow(scene), max_gaussians) if scene.is_still else _from_points(scene, max_gaussians)
+    return _from_tracks(scene, follow(scene, filled), max_gaussians) if scene.is_still else _from_points(scene, max_gaussians)
 
 
 def start_from_surface(mesh: Mesh, scene: Scene, max_gaussians: int) -> Start:
@@ -76,11 +78,14 @@ def _from_tracks(scene: Scene, tracks: Tracks, max_gaussians: int) -> Start:
     chosen[np.ix_(rows, columns)] = True
     chosen &= tracks.is_shown
     reference = scene.kept.index(tracks.reference)
-    depth = tracks.positions[reference][..., 2]
+    T = scene.frames[tracks.reference].T_world_camera
+    depth = (tracks.positions[reference] - T[:3, 3]) @ T[:3, 2]
+    m = tracks.margin_px
+    around = crop(scene.camera, -m, -m, scene.camera.width_px + 2 * m, scene.camera.height_px + 2 * m)
     positions = np.stack([points[chosen] for points in tracks.positions], axis=1) / scene.median_depth
     return Start(
         points=positions[:, reference],
-        normals=normals_from_depth(depth, _rays(scene, tracks.margin_px))[chosen],
+        normals=normals_from_depth(depth, rays(around))[chosen] @ T[:3, :3].T,
         colors=tracks.colors[chosen],
         spacing=step * depth[chosen] / scene.camera.params[0] / scene.median_depth,
         is_seen=tracks.is_seen[chosen],
@@ -89,33 +94,25 @@ def _from_tracks(scene: Scene, tracks: Tracks, max_gaussians: int) -> Start:
     )
 
 
-def _rays(scene: Scene, margin: int = 0) -> np.ndarray:
-    """Rays (h, w, 3) with z = 1 of a picture and a margin around it."""
-    fx, fy, cx, cy = scene.camera.params
-    across = (np.arange(-margin, scene.camera.width_px + margin)[None] - cx) / fx
-    down = (np.arange(-margin, scene.camera.height_px + margin)[:, None] - cy) / fy
-    return np.stack(np.broadcast_arrays(across, down, 1.0), axis=-1)
-
-
 def _from_points(scene: Scene, max_gaussians: int) -> Start:
     """Unproject every kept frame and keep one point a cell: the first that was seen."""
-    rays = _rays(scene)
     cell = 1.0 / scene.camera.params[0]
-    while len(table := _one_a_cell(scene, rays, cell)) > max_gaussians:
+    while len(table := _one_a_cell(scene, cell)) > max_gaussians:
         cell *= max(np.sqrt(len(table) / max_gaussians), 1.05)
     return Start(table[:, :3], table[:, 3:6], table[:, 6:9], _spacing(table[:, :3]), np.ones(len(table), bool))
 
 
-def _one_a_cell(scene: Scene, rays: np.ndarray, cell: float) -> np.ndarray:
+def _one_a_cell(scene: Scene, cell: float) -> np.ndarray:
     """Point, normal and colour (n, 9) of the first that was seen in every cell, in normalised units."""
+    directions = rays(scene.camera)
     parts: list[np.ndarray] = []
     taken: set[bytes] = set()
     for position in scene.kept:
         view, T = scene.view(position), scene.frames[position].T_world_camera
         depth = view.depth / scene.median_depth
         known = view.tissue & (depth > 0)
-        normals = normals_from_depth(depth, rays)[known] @ T[:3, :3].T
-        points = (rays * depth[..., None])[known] @ T[:3, :3].T + T[:3, 3] / scene.median_depth
+        normals = normals_from_depth(depth, directions)[known] @ T[:3, :3].T
+        points = (directions * depth[..., None])[known] @ T[:3, :3].T + T[:3, 3] / scene.median_depth
         keys = np.floor(points / cell).astype(np.int32)
         _, first = np.unique(keys, axis=0, return_index=True)
         new = np.array([i for i in first if keys[i].tobytes() not in taken], dtype=int)

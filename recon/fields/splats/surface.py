@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.spatial import cKDTree
 from scipy.special import erf
 
 from recon.fields.rendered_surface import SHARED_ERROR, TOLERANCE, Rendering, fused_surface
@@ -16,16 +15,17 @@ from recon.fields.scene import Scene
 from recon.fields.splats.model import SplatModel
 from recon.fields.splats.projection import Pinhole
 from recon.fields.splats.rasterize import Backend, rasterize
+from recon.geometry.cameras import crop
+from recon.geometry.carrying import Carried
 from recon.geometry.depth_surface import depth_surface
 from recon.io.meshes import vertex_normals
-from recon.tracking.scale_sources import spread
+from recon.sampling import spread
 from recon.types import Camera, Mesh
 
 MIN_ALPHA = 0.5
 """Pixels that stop less light show no surface."""
 MARGIN_SHARE = 0.08
 """Of the picture's size on each side of a still camera's view: what moves into it is beside it at the reference time."""
-NUM_CARRIERS = 8
 MAX_FUSED = 60
 """Views of a moving camera from which the surface is fused."""
 
@@ -65,7 +65,9 @@ def reference_surface(model: SplatModel, scene: Scene, position: int, fills_unse
 
 def _from_one_view(model: SplatModel, scene: Scene, position: int, fills_unseen: bool, backend: Backend) -> Mesh:
     frame = scene.frames[position]
-    camera = widened(scene.camera, MARGIN_SHARE)
+    width, height = scene.camera.width_px, scene.camera.height_px
+    right, down = round(MARGIN_SHARE * width), round(MARGIN_SHARE * height)
+    camera = crop(scene.camera, -right, -down, width + 2 * right, height + 2 * down)
     drawn = draw(model, scene, frame.T_world_camera, frame.time, camera, backend)
     mesh = depth_surface(camera, drawn.depth, (drawn.depth > 0) & (fills_unseen | drawn.is_seen))
     fx, fy, cx, cy = camera.params
@@ -74,13 +76,6 @@ def _from_one_view(model: SplatModel, scene: Scene, position: int, fills_unseen:
     T = frame.T_world_camera
     colors = np.rint(255 * drawn.color[y, x]).astype(np.uint8)
     return replace(mesh, vertices=mesh.vertices @ T[:3, :3].T + T[:3, 3], colors=colors)
-
-
-def widened(camera: Camera, share: float) -> Camera:
-    """A PINHOLE that sees a margin of this share of the picture's size more on each side."""
-    fx, fy, cx, cy = camera.params
-    right, down = round(share * camera.width_px), round(share * camera.height_px)
-    return Camera("PINHOLE", camera.width_px + 2 * right, camera.height_px + 2 * down, (fx, fy, cx + right, cy + down))
 
 
 def _fused(model: SplatModel, scene: Scene, position: int, backend: Backend) -> Mesh:
@@ -104,12 +99,9 @@ def carry(
         with torch.no_grad():
             return model.at(t).means.cpu().numpy().astype(np.float64) * scene.median_depth
 
-    start = means(time)
-    distance, nearest = cKDTree(start).query(points, k=min(NUM_CARRIERS, len(start)))
-    weight = 1.0 / (distance + 1e-3 * scene.median_depth)
-    weight /= weight.sum(axis=1, keepdims=True)
+    carried = Carried(points, means(time))
     for t in times:
-        yield points + ((means(t) - start)[nearest] * weight[..., None]).sum(axis=1)
+        yield carried.to(means(t))
 
 
 def _reviewed(mesh: Mesh, model: SplatModel, scene: Scene, position: int) -> Mesh:

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from recon.fields.scene import Scene
-from recon.image.denoise import denoised
-from recon.image.filling import bridge, membrane
+from recon.image.filling import membrane
 
 MAX_ROUND_TRIP_PX = 1.0
 """Flow there and back that ends farther from where it began is not believed."""
@@ -53,8 +52,8 @@ def reference_frame(scene: Scene) -> int:
     return max(middle, key=lambda i: float(scene.tissue[i].mean()))
 
 
-def follow(scene: Scene) -> Tracks:
-    """Follow every pixel of the reference frame through the kept frames of a still camera."""
+def follow(scene: Scene, filled: Float[np.ndarray, "n h w"]) -> Tracks:
+    """Follow every pixel of the reference frame through the kept frames of a still camera; `filled` is their depth without gaps."""
     reference = reference_frame(scene)
     kept = scene.kept
     greys = _without_instruments(scene, kept)
@@ -68,7 +67,7 @@ def follow(scene: Scene) -> Tracks:
         known = scene.tissue[position] & (scene.depth[position] > 0)
         reached.append(pixels)
         seen.append(_shown(known, pixels))
-        depths.append(_sampled(bridge(denoised(scene.depth[position], known), known), pixels))
+        depths.append(_sampled(filled[position], pixels))
     depth = np.array(depths)
     colors, is_seen = _colors(scene, kept, reached, reference)
     fx, fy, cx, cy = scene.camera.params

@@ -18,7 +18,7 @@ from recon.fields.splats.objective import Setting, Weights, terms
 from recon.fields.splats.projection import Pinhole
 from recon.fields.splats.rasterize import Backend, rasterize
 from recon.fields.splats.views import TrainingView, TrainingViews
-from recon.geometry.cameras import ray_grid
+from recon.fusion.view import rays
 from recon.geometry.torch_se3 import motion
 from recon.io.atomic import atomic_path
 from recon.types import ReconError
@@ -59,18 +59,19 @@ class Recipe:
 
 
 class Trainer:
-    """A model on its way, with what a killed run needs to go on."""
+    """A model on its way, with what a killed run needs to go on; `begin` makes one where no checkpoint lies in `folder`."""
 
-    def __init__(self, model: SplatModel, views: TrainingViews, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, begin: Callable[[], SplatModel], views: TrainingViews, recipe: Recipe, folder: Path) -> None:
         self.views, self.recipe, self.folder = views, recipe, folder
         self.camera = Pinhole.of(views.scene.camera)
         self.kept = views.scene.kept
         self.poses = nn.Parameter(torch.zeros(len(views.scene.frames), 6, device=views.device))
         self.step, self.order, self.last_terms = 0, [], {}
         self.generator = torch.Generator().manual_seed(recipe.seed)
-        self._take(model.to(views.device))
         if (folder / CHECKPOINT).exists():
             self._resume()
+        else:
+            self._take(begin().to(views.device))
 
     def _take(self, model: SplatModel) -> None:
         self.model = model
@@ -91,10 +92,9 @@ class Trainer:
         distance, nearest = cKDTree(means).query(means, k=min(NUM_NEIGHBOURS + 1, len(means)))
         device = self.model.means.device
         neighbours = torch.from_numpy(nearest[:, 1:]).to(device)
-        rays = ray_grid(self.views.scene.camera)
-        rays = torch.from_numpy((rays / rays[..., 2:]).astype("float32")).to(device)
+        directions = torch.from_numpy(rays(self.views.scene.camera)).to(device)
         spacing = float(np.sqrt((distance[:, 1:] ** 2).mean()))
-        self.setting = Setting(neighbours, max(spacing, 1e-6), rays, self.views.scene.depth_kind, self.recipe.weights)
+        self.setting = Setting(neighbours, max(spacing, 1e-6), directions, self.views.scene.depth_kind, self.recipe.weights)
         self.demand = Demand.none(len(means), device)
 
     def run(self, watch: Callable[[Iterable[int], int, str], Iterable[int]]) -> SplatModel:

@@ -35,21 +35,28 @@ class TrainingView:
     time: float
 
 
-class TrainingViews:
-    """Views by position in the scene. Filled depth is made once, into `folder`."""
+def filled_depth(scene: Scene, file: Path) -> Float[np.ndarray, "n h w"]:
+    """Depth of the kept frames, freed of noise and bridged where it is unknown, mapped from a file that is written once.
 
-    def __init__(self, scene: Scene, folder: Path, device: str) -> None:
+    In the scene's unit; 0 for frames that are held out.
+    """
+    if not file.exists():
+        with atomic_path(file) as part:
+            filled = np.lib.format.open_memmap(part, "w+", np.float32, scene.depth.shape)
+            for i in scene.kept:
+                view = scene.view(i)
+                known = view.tissue & (view.depth > 0)
+                filled[i] = bridge(denoised(view.depth, known), known)
+            filled.flush()
+    return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+class TrainingViews:
+    """Views by position in the scene; `filled` is what `filled_depth` gives."""
+
+    def __init__(self, scene: Scene, filled: Float[np.ndarray, "n h w"], device: str) -> None:
         self.scene, self.device = scene, device
-        file = folder / "filled.npy"
-        if not file.exists():
-            with atomic_path(file) as part:
-                filled = np.lib.format.open_memmap(part, "w+", np.float32, scene.depth.shape)
-                for i in range(len(scene.frames)):
-                    view = scene.view(i)
-                    known = view.tissue & (view.depth > 0)
-                    filled[i] = bridge(denoised(view.depth, known), known)
-                filled.flush()
-        self._filled = np.load(file, mmap_mode="r", allow_pickle=False)
+        self._filled = filled
         self.view = lru_cache(CACHED)(self._view)
 
     def _view(self, position: int) -> TrainingView:
