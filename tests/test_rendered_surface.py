@@ -117,7 +117,7 @@ def test_the_stage_gives_renders_depth_and_surfaces_in_the_unit_of_the_scene(tmp
         assert mesh.unit == told["unit"] == "mm"
         assert off_the_wall_mm(mesh.vertices, time).mean() < 0.1
         assert mesh.confidence is not None and mesh.observations is not None
-    assert trimesh.load(out / "animation.glb").metadata["times_s"] == [scene.frames[i].timestamp_s for i in (0, 2, 5)]
+    assert trimesh.load(out / "animation.glb").metadata["times_s"] == [scene.frames[i].timestamp_s for i in (0, 1, 2, 5)]
     assert told["checks"] == [{"step": 20, "psnr": 20.0, "terms": {"rgb_loss": 0.1}}]
 
 
