@@ -30,8 +30,9 @@ from recon.io.images import read_image
 from recon.io.masks import read_mask, write_mask
 from recon.models import torch_device
 from recon.models.instruments import finder_info, load_instrument_finder
+from recon.parallel import in_order
 from recon.pipeline import Stage, track, unkeyed
-from recon.types import ReconError, bounded
+from recon.types import MAX_THREADS, ReconError, bounded
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class Config(GateLimits):
     """Where "sam" and "medsam" run; "auto" takes a CUDA device when there is one."""
     instrument_margin_share: float = bounded(0.008, 0.0, 0.5)
     """Of the shorter side, added around instruments for their shadow and motion blur."""
+    num_threads: int = bounded(0, 0, MAX_THREADS, keyed=False)
+    """Frames masked at once; 0 means as many as there are processors."""
 
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
@@ -84,11 +87,19 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
             instruments, said = _found(decoded, spread, inputs["frames"], scope, frames["is_unrelated"], out, config)
     if is_users and not any(_covers_something(instruments(entry["index"])) for entry in decoded):
         log.warning("masks: those given with --masks cover 0% of every frame; are they the right files, and is their white above 0?")
-    finder = CutFinder()
-    qualities = [
-        _mask_frame(inputs["frames"] / entry["file"], out, entry["index"], scope, instruments(entry["index"]), config, finder)
-        for entry in track(decoded, len(decoded), "masking frames")
-    ]
+
+    def mask_frame(entry: dict[str, Any], instruments: np.ndarray | None) -> tuple[np.ndarray, Quality]:
+        image = read_image(inputs["frames"] / entry["file"])
+        return image, measure_quality(image, _masked(image, out, entry["index"], scope, instruments, config), scope)
+
+    # Masks may come from a film, which one thread reads.
+    given = ((entry, instruments(entry["index"])) for entry in decoded)
+    masked = in_order(lambda each: mask_frame(*each), given, config.num_threads)
+    finder, qualities = CutFinder(), []
+    for entry, (image, quality) in zip(decoded, track(masked, len(decoded), "masking frames"), strict=True):
+        qualities.append(quality)
+        if unseen_reason(quality, config) is None:
+            finder.add(entry["index"], image, scope)
     if said is not None:
         _check_tissue_is_left(frames["name"], qualities, found_here="finder" in said)
     reasons = rejections(qualities, config)
@@ -104,28 +115,18 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     )
 
 
-def _mask_frame(
-    image_path: Path, out: Path, index: int, scope: np.ndarray, instruments: np.ndarray | None, config: Config, finder: CutFinder
-) -> Quality:
-    """Write the frame's masks unless a killed run left them, and score the frame inside the stricter one.
-
-    A frame in which something can be seen is shown to the finder of cuts.
-    """
-    image = read_image(image_path)
+def _masked(image: np.ndarray, out: Path, index: int, scope: np.ndarray, instruments: np.ndarray | None, config: Config) -> np.ndarray:
+    """Write the frame's masks unless a killed run left them; returns the stricter one."""
     tissue_path, mask_path = (out / folder / f"{index:06d}.png" for folder in ("tissue", "masks"))
     if mask_path.exists():
-        valid = read_mask(mask_path)
-    else:
-        tissue = scope & ~dark_rim(image, scope)
-        if instruments is not None:
-            tissue &= ~_grown(scaled_mask(instruments, scope.shape), config.instrument_margin_share)
-        write_mask(tissue_path, tissue)
-        valid = tissue & highlight_mask(image, scope) if config.highlights else tissue
-        write_mask(mask_path, valid)
-    quality = measure_quality(image, valid, scope)
-    if unseen_reason(quality, config) is None:
-        finder.add(index, image, scope)
-    return quality
+        return read_mask(mask_path)
+    tissue = scope & ~dark_rim(image, scope)
+    if instruments is not None:
+        tissue &= ~_grown(scaled_mask(instruments, scope.shape), config.instrument_margin_share)
+    write_mask(tissue_path, tissue)
+    valid = tissue & highlight_mask(image, scope) if config.highlights else tissue
+    write_mask(mask_path, valid)
+    return valid
 
 
 def _covers_something(mask: np.ndarray | None) -> bool:

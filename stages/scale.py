@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,8 +123,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
             write_depth(out / "depth" / name, depth * scale.value)
             write_depth(out / "sigma" / name, sigma)
 
-    workers = config.num_threads or os.cpu_count() or 1
-    for _ in track(in_order(write_scaled, written, workers), len(written), "scaling depth"):
+    for _ in track(in_order(write_scaled, written, config.num_threads), len(written), "scaling depth"):
         pass
     _write_trajectory(inputs, out, trajectory, scale)
     write_json(out / "scale.json", description(scale, model, ratios, guesses, calibration) | (measured.described() if measured else {}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -107,11 +106,10 @@ class _Matcher:
             self.full_camera, self.indices, self.poses, self._scaled_depth,
             config.keyframe_angle_rad, config.keyframe_overlap, config.max_keyframes,
         )  # fmt: skip
-        workers = config.num_threads or os.cpu_count() or 1
-        done = in_order(self._write_match, keyframes, workers)
+        done = in_order(self._write_match, keyframes, config.num_threads)
         for _ in track(done, len(keyframes), "matching keyframes"):
             pass
-        finished = in_order(partial(self._finish, keyframes=keyframes), keyframes, workers)
+        finished = in_order(partial(self._finish, keyframes=keyframes), keyframes, config.num_threads)
         return list(track(finished, len(keyframes), "completing depth"))
 
     def _match(self, position: int) -> Match:

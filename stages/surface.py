@@ -21,7 +21,7 @@ from recon.io.atomic import read_json, write_json
 from recon.io.cameras import read_camera
 from recon.io.meshes import write_ply
 from recon.pipeline import Stage, track
-from recon.types import ReconError, bounded
+from recon.types import MAX_THREADS, ReconError, bounded
 
 MIN_MATCHED_SHARE = 0.15
 """Of the keyframes' depth, the least that matching must give for the surface to be made of keyframes; with less, more frames of the
@@ -52,6 +52,8 @@ class Config:
     """Truncation distance in voxels, more where depth is noisy."""
     min_agreement: float = bounded(0.3, 0.0, 1.0)
     """Pixels of which neighbouring views agree less than this (0 to 1) are unknown."""
+    num_threads: int = bounded(0, 0, MAX_THREADS, keyed=False)
+    """Of the processor; 0 means all."""
     max_volume_mb: int = bounded(500, 1)
     """Of the volume at one time: one that needs more is fused region by region."""
 
@@ -86,12 +88,13 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         min_truncation_voxels=config.min_truncation_voxels,
         min_agreement=config.min_agreement,
         max_volume_bytes=config.max_volume_mb * 1_000_000,
+        num_threads=config.num_threads,
     )
     views = views_of(chosen)
     load = lru_cache(CACHED_VIEWS)(views.load)
     mesh, stats = fuse(load, neighbours, median_depth, typical_sigma, unit, fusion, track)
     times = timestamps_of(read_json(inputs["frames"] / "frames.json")["frames"], views.frame_indices)
-    mesh, exposure = review(mesh, load, times, median_depth, stats.truncation, track)
+    mesh, exposure = review(mesh, load, times, median_depth, stats.truncation, track, config.num_threads)
     write_ply(out / "surface.ply", mesh)
     numbers = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in asdict(stats).items()}
     counts = {"num_vertices": len(mesh.vertices), "num_faces": len(mesh.faces)}

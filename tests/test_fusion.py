@@ -199,6 +199,16 @@ def test_a_volume_larger_than_memory_gives_the_same_surface(sphere_views):
         assert np.array_equal(getattr(parts, name), getattr(whole, name)), name
 
 
+def test_threads_give_the_same_surface(sphere_views):
+    neighbours = [np.array([j for j in (i - 1, i + 1) if 0 <= j < len(sphere_views)]) for i in range(len(sphere_views))]
+    one, three = (
+        fuse(sphere_views.__getitem__, neighbours, 30.0, 0.02, "mm", FusionSettings(voxels_per_depth=60.0, num_threads=n), silent)[0]
+        for n in (1, 3)
+    )
+    for name in ("vertices", "faces", "colors", "confidence", "observations", "matched"):
+        assert np.array_equal(getattr(one, name), getattr(three, name)), name
+
+
 def test_a_region_without_surface_takes_nothing_from_the_others(sphere_views):
     whole = fused(sphere_views)
     empty = Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64), unit=whole.unit)

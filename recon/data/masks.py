@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from recon.data.folder import image_files
+from recon.image.channels import brightest
 from recon.io.images import read_image
 from recon.types import Frame, FrameSequence, ReconError
 
@@ -53,7 +54,7 @@ def masks_from_files(file_of: Mapping[int, Path]) -> MaskOf:
 
 def _is_white(file: Path) -> Bool[np.ndarray, "h w"]:
     """Label masks hold 0 and 1 as often as 0 and 255, so white is what exceeds half of the file's own maximum."""
-    brightness = read_image(file).max(axis=2)
+    brightness = brightest(read_image(file))
     return brightness > 0.5 * brightness.max()
 
 

@@ -23,6 +23,7 @@ from recon.data.folder import frame_number, image_files
 from recon.data.position_quaternion import poses_from_quaternions
 from recon.data.stereo import open_left_view, opencv_camera, right_from_left, right_views
 from recon.data.truth import check_rigid, frame_trajectory, read_lines
+from recon.image.channels import brightest
 from recon.io.cameras import check_camera_size
 from recon.io.images import read_image
 from recon.types import FrameSequence, ReconError
@@ -139,7 +140,7 @@ def _mask_files(folder: Path) -> dict[int, Path]:
 def _usable(file_of: dict[int, Path], calibration: StereoCalibration, index: int) -> Bool[np.ndarray, "h w"] | None:
     if index not in file_of:
         return None
-    usable = read_image(file_of[index]).max(axis=2) > 0
+    usable = brightest(read_image(file_of[index])) > 0
     rows, columns = _rectified_places(calibration, usable.shape[1], usable.shape[0])
     return usable[rows, columns]
 

@@ -16,6 +16,7 @@ from recon.fusion.regions import Region, joined, part_of, reach, split
 from recon.fusion.tsdf import BYTES_PER_BLOCK, TsdfVolume, merge_blocks, touched_blocks
 from recon.fusion.verdict import Rigidity, judge, rigidity_of
 from recon.fusion.view import View
+from recon.parallel import in_order
 from recon.types import Mesh, ReconError, Unit
 
 CACHED_VIEWS = 48
@@ -43,6 +44,8 @@ class FusionSettings:
     """A pixel of which the voting views agree less than this is unknown."""
     max_volume_bytes: int = 500_000_000
     """A volume that needs more is fused region by region."""
+    num_threads: int = 0
+    """Of the processor; 0 means all. The surface is the same."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,11 @@ def fuse(
     Raises ReconError (exit code 1) when no surface comes out, naming the lengths involved.
     """
     num = len(neighbours)
-    noise = _measure_noise(load, neighbours)
+    noise = _measure_noise(load, neighbours, settings.num_threads)
     tolerance = float(np.clip(2 * noise, *TOLERANCE_RANGE))
-    verdicts = [
-        judge(load(i), [load(int(j)) for j in neighbours[i]], tolerance, noise, settings.min_agreement)
-        for i in watch(range(num), num, "comparing views")
-    ]
+    compared = ((load(i), [load(int(j)) for j in neighbours[i]]) for i in range(num))
+    judged = in_order(lambda views: judge(*views, tolerance, noise, settings.min_agreement), compared, settings.num_threads)
+    verdicts = list(watch(judged, num, "comparing views"))
     known, kept = sum(v.known for v in verdicts), sum(v.kept for v in verdicts)
 
     def weighed(i: int) -> View:
@@ -110,7 +112,7 @@ def fuse(
         volume = TsdfVolume(region.blocks, voxel, truncation, origin, typical_sigma * median_depth, CONFIDENCE_TOLERANCE * median_depth)
         seeing = [i for i in range(num) if region.is_within(*reaches[i], origin, voxel, truncation)]
         for i in watch(seeing, len(seeing), "fusing depth"):
-            volume.integrate(weighed(i))
+            volume.integrate(weighed(i), settings.num_threads)
         return volume.extract(unit)
 
     regions = split(blocks, settings.max_volume_bytes // BYTES_PER_BLOCK)
@@ -120,13 +122,14 @@ def fuse(
     return mesh, stats
 
 
-def _measure_noise(load: Callable[[int], View], neighbours: list[np.ndarray]) -> float:
+def _measure_noise(load: Callable[[int], View], neighbours: list[np.ndarray], num_threads: int) -> float:
     """Median absolute log residual between neighbouring views; 0 where no view has a neighbour."""
     judged = [i for i, others in enumerate(neighbours) if len(others)]
     if not judged:
         return 0.0
     chosen = [judged[k] for k in np.unique(np.linspace(0, len(judged) - 1, NOISE_SAMPLES).round().astype(int))]
-    residuals = [log_residual(load(i), load(int(j)), TOLERANCE_RANGE[1])[::2, ::2] for i in chosen for j in neighbours[i]]
+    pairs = ((load(i), load(int(j))) for i in chosen for j in neighbours[i])
+    residuals = in_order(lambda pair: log_residual(*pair, TOLERANCE_RANGE[1])[::2, ::2], pairs, num_threads)
     values = np.abs(np.concatenate([r[np.isfinite(r)] for r in residuals]))
     return float(np.median(values)) if len(values) else 0.0
 

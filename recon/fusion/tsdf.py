@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from scipy.special import erf
 
 from recon.fusion.view import View, lookup, rays
+from recon.parallel import in_order
 from recon.types import Mesh, ReconError, Unit
 
 BLOCK_RESOLUTION = 8
@@ -73,14 +74,18 @@ class TsdfVolume:
         for values in self.attributes.values():
             values[:] = 0
 
-    def integrate(self, view: View) -> None:
-        """Add one frame to every block that its pixels see or see through."""
+    def integrate(self, view: View, num_threads: int = 0) -> None:
+        """Add one frame to every block that its pixels see or see through. Threads (0: all processors) share no voxel."""
         R, t = self._volume_to_camera(view)
         table = _pixel_table(view)
         in_sight = self.buffer_idx[self._blocks_in_sight(view, R, t)]
-        for start in range(0, len(in_sight), CHUNK_BLOCKS):
+
+        def update(start: int) -> None:
             coordinates, flat = self.grid.voxel_coordinates_and_flattened_indices(o3c.Tensor(in_sight[start : start + CHUNK_BLOCKS]))
             self._update(view, table, coordinates.numpy() @ R.T + t, flat.numpy().reshape(-1))
+
+        for _ in in_order(update, range(0, len(in_sight), CHUNK_BLOCKS), num_threads):
+            pass
 
     def extract(self, unit: Unit) -> Mesh:
         """Return the zero surface with colours, observations and confidence (may be empty).

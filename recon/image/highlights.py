@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from recon.image.channels import brightest, darkest
+
 REACH_SHARE = 0.025
 """Radius of the largest highlight, of the image's shorter side."""
 
@@ -33,7 +35,7 @@ def highlight_mask(image: UInt8[np.ndarray, "h w 3"], scope: Bool[np.ndarray, "h
     if not scope.any():
         return np.ones(scope.shape, dtype=bool)
     shorter = min(scope.shape)
-    brightness = image.max(axis=2).astype(np.float32)
+    brightness = brightest(image).astype(np.float32)
     bright_level = float(np.percentile(brightness[scope], 99.0))
     gloss = np.where(scope, _gloss(image, brightness, scope), 255.0)  # bright outside: tissue cut by the border is not small
     contrast = cv2.morphologyEx(gloss.astype(np.uint8), cv2.MORPH_TOPHAT, _disc(round(REACH_SHARE * shorter)))
@@ -43,7 +45,7 @@ def highlight_mask(image: UInt8[np.ndarray, "h w 3"], scope: Bool[np.ndarray, "h
 
 def _gloss(image: np.ndarray, brightness: np.ndarray, scope: np.ndarray) -> np.ndarray:
     """Grey level of the white part of each pixel: solves smallest = ratio * diffuse + gloss, brightness = diffuse + gloss."""
-    smallest = image.min(axis=2).astype(np.float32)
+    smallest = darkest(image).astype(np.float32)
     lit = scope & (brightness >= np.median(brightness[scope]))
     ratio = min(MAX_TISSUE_RATIO, float(np.median(smallest[lit] / np.maximum(brightness[lit], 1.0))))
     return np.clip((smallest - ratio * brightness) / (1.0 - ratio), 0.0, 255.0)

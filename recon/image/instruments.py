@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from recon.image.channels import brightest, darkest
+
 SATURATION_STEP = 0.15
 """Difference of mean saturation that counts as much as covering all of the frame or nothing of it."""
 
@@ -55,8 +57,8 @@ def _evidence(image: np.ndarray, white: np.ndarray, scope: np.ndarray) -> tuple[
     white_share = float(white[scope].mean())
     colour = 0.0
     if MIN_CLASS_SHARE < white_share < 1.0 - MIN_CLASS_SHARE:
-        brightness = image.max(axis=2).astype(np.float32)
-        saturation = 1.0 - image.min(axis=2) / np.maximum(brightness, 1.0)
+        brightness = brightest(image).astype(np.float32)
+        saturation = 1.0 - darkest(image) / np.maximum(brightness, 1.0)
         difference = float(saturation[scope & ~white].mean() - saturation[scope & white].mean())
         colour = float(np.clip(difference / SATURATION_STEP, -1.0, 1.0))
     return 1.0 - 2.0 * white_share, colour, white_share

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from recon.image.channels import brightest, darkest
+
 SHORTER_SIDE_PX = 240
 """At which frames are looked at: in larger ones the tissue's grain and a shaft's scratches get in the way."""
 
@@ -158,7 +160,7 @@ def _channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log ratios of red and of blue to green (h, w, 2), and the strongest and weakest channel."""
     levels = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1.2) + FLOOR
     logs = np.log(levels)
-    return logs[..., [0, 2]] - logs[..., [1]], levels.max(axis=2) - FLOOR, levels.min(axis=2) - FLOOR
+    return logs[..., [0, 2]] - logs[..., [1]], brightest(levels) - FLOOR, darkest(levels) - FLOOR
 
 
 def _relative_colour(image: np.ndarray, tissue: TissueColour) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from recon.image.channels import brightest, darkest
 from recon.types import bounded
 
 BLUR_SIGMA_SHARE = 0.006
@@ -63,11 +64,11 @@ def measure_quality(image: UInt8[np.ndarray, "h w 3"], valid: Bool[np.ndarray, "
     """Scores of an RGB frame; `valid` lies within `scope`. Highlights count for saturation but not for sharpness."""
     if not scope.any():
         return Quality(1.0, 0.0, 1.0, 0.0, 0.0)
-    brightest, smallest = image.max(axis=2)[scope], image.min(axis=2)[scope]
+    largest, smallest = brightest(image)[scope], darkest(image)[scope]
     return Quality(
         blur=blur_score(image, valid),
         exposure=float(image[scope].mean() / 255.0),
-        dark_share=float((brightest < DARK_LEVEL).mean()),
+        dark_share=float((largest < DARK_LEVEL).mean()),
         saturated_share=float((smallest >= SATURATED_LEVEL).mean()),
         valid_share=float(valid.sum() / scope.sum()),
     )

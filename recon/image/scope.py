@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from recon.image.channels import brightest
 from recon.types import ReconError
 
 NUM_FRAMES = 20
@@ -37,7 +38,7 @@ MARGIN_SHARE = 0.012
 
 def find_scope_mask(images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Bool[np.ndarray, "h w"]:
     """True where the scope shows tissue, from about `NUM_FRAMES` RGB frames; all True without a border or in total darkness."""
-    brightness = [image.max(axis=2) for image in images]
+    brightness = [brightest(image) for image in images]
     if not brightness:
         raise ReconError("no frame could be decoded: there is nothing to find the scope's field in", exit_code=1)
     lit = np.percentile(np.stack(brightness), BRIGHT_PERCENTILE, axis=0).astype(np.float32)
@@ -49,7 +50,7 @@ def find_scope_mask(images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Bool[np.nda
 
 def dark_rim(image: UInt8[np.ndarray, "h w 3"], scope: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """True on unlit pixels close to the scope's border: there the border itself has moved in, as it does with a loose coupler."""
-    brightness = image.max(axis=2)
+    brightness = brightest(image)
     band = scope & ~_shrink(scope, max(1, round(RIM_SHARE * min(scope.shape))))
     return band & (brightness <= _border_level(brightness[scope])) if band.any() else band
 

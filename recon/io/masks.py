@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
+from recon.image.channels import brightest
 from recon.io.atomic import atomic_path
 from recon.io.images import read_image
 
@@ -19,4 +20,4 @@ def write_mask(path: str | Path, mask: Bool[np.ndarray, "h w"]) -> None:
 
 def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
     """True where the picture is brighter than half in any channel. Raises FrameError when it cannot be decoded."""
-    return read_image(path).max(axis=2) > 127
+    return brightest(read_image(path)) > 127

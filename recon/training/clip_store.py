@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from recon.data.phantom import GENERATOR_VERSION
+from recon.image.channels import brightest, darkest
 from recon.image.quality import DARK_LEVEL, SATURATED_LEVEL, GateLimits
 from recon.image.scope import NUM_FRAMES, find_scope_mask
 from recon.io.atomic import atomic_path, read_json, write_json
@@ -283,9 +284,9 @@ def _images(path: Path) -> Iterator[tuple[int, np.ndarray]]:
 
 def _unusable(image: np.ndarray, last: np.ndarray | None, scope: np.ndarray) -> str | None:
     limits = GateLimits()
-    if (image.max(axis=2)[scope] < DARK_LEVEL).mean() > limits.dark_share_max:
+    if (brightest(image)[scope] < DARK_LEVEL).mean() > limits.dark_share_max:
         return "black"
-    if (image.min(axis=2)[scope] >= SATURATED_LEVEL).mean() > limits.saturated_share_max:
+    if (darkest(image)[scope] >= SATURATED_LEVEL).mean() > limits.saturated_share_max:
         return "overexposed"
     if last is not None and cv2.absdiff(image, last)[scope].mean() < REPEAT_LEVELS:
         return "repeated"
