@@ -133,11 +133,12 @@ def test_surfels_face_the_sheet(sheet, tmp_path):
 
 
 def test_the_unit_of_the_scene_does_not_matter(sheet, tmp_path):
-    """A power of two changes no digit, so everything must come out the same. By metres the last digit differs, on which hangs which
-    way Adam takes a step where nothing pulls: a scene this small then ends a tenth of a dB aside, whatever the factor."""
+    """A power of two changes no digit, so everything must come out the same but for the order in which threads add. By metres the
+    last digit differs, on which hangs which way Adam takes a step where nothing pulls: a scene this small then ends a tenth of a dB
+    aside, whatever the factor."""
     recipe = replace(RECIPE, split_until=0.0)
     mm = held_out_errors(trained(sheet, tmp_path / "mm", recipe).run(NO_WATCH), sheet)
-    for units_per_mm, decibels in ((2.0**-10, 1e-4), (1e-3, 0.3)):
+    for units_per_mm, decibels in ((2.0**-10, 0.01), (1e-3, 0.3)):
         other = moving_sheet.write_sheet(tmp_path / f"scene{units_per_mm}", units_per_mm)
         same = held_out_errors(trained(other, tmp_path / f"fit{units_per_mm}", recipe).run(NO_WATCH), other)
         assert abs(mm[0] - same[0]) < decibels and abs(mm[1] - same[1]) < 0.01

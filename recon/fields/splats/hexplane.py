@@ -1,8 +1,8 @@
 """Motion as a small network over six planes of features (HexPlane, Cao & Johnson 2023; 4D Gaussians, Wu et al. 2024).
 
-Features of the planes xy, xz, yz, xt, yt and zt at a Gaussian's canonical place and the time are multiplied, those of two
-resolutions joined, and a small network makes an offset of them. Neighbours share features, so motion is smooth by its make. Colour
-over time is every Gaussian's own, as in `time_basis`: highlights are finer than the planes.
+Features of the planes xy, xz, yz, xt, yt and zt at a Gaussian's canonical place and the time are multiplied, those of three
+resolutions in space joined, and a small network makes an offset of them. Neighbours share features, so motion is smooth by its
+make. Colour over time is every Gaussian's own, as in `time_basis`: highlights are finer than the planes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from recon.fields.splats.time_basis import Deformed, bumps
 
 AXES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 CHANNELS, WIDTH, RESOLUTION = 12, 64, 32
-LEVELS = (1, 2)
+LEVELS = (1, 2, 4)
 OFFSET_SCALE = 0.05
 """Median depths per unit that the network gives: steps of its weights are as coarse as motion is large."""
 MARGIN = 0.05
 """Of the extent, around the Gaussians."""
-WARM_STEPS, WARM_RATE = 800, 2e-2
+WARM_STEPS, WARM_SAMPLES = 1200, 4096
+"""Of learning a motion that is known: steps, and places and times in each."""
+WARM_RATES = {"planes": 8e-2, "network": 1e-2}
 
 
 class HexPlane(nn.Module):
@@ -36,7 +38,8 @@ class HexPlane(nn.Module):
         self.register_buffer("half_extent", (high - low).clamp_min(0.05 * extent) * (0.5 + MARGIN))
         self.planes = nn.ParameterList()
         for level in LEVELS:
-            sizes = [RESOLUTION * level] * 3 + [num_times * level]
+            # Finer in space only: between the frames that are learned, finer planes of time would hold what nothing taught them.
+            sizes = [RESOLUTION * level] * 3 + [num_times]
             for a, b in AXES:
                 start = torch.rand(1, CHANNELS, sizes[b], sizes[a]) + 0.5 if b < 3 else torch.ones(1, CHANNELS, sizes[b], sizes[a])
                 self.planes.append(nn.Parameter(start))
@@ -50,11 +53,12 @@ class HexPlane(nn.Module):
     def forward(self, means: Float[Tensor, "n 3"], time: float) -> Deformed:
         """State at a time of 0..1, of all Gaussians."""
         at = torch.tensor([time], dtype=means.dtype, device=means.device)
-        return Deformed(self._offsets(means, time), torch.einsum("b,nbc->nc", bumps(at, self.color.shape[1])[0], self.color))
+        colors = torch.einsum("b,nbc->nc", bumps(at, self.color.shape[1])[0], self.color)
+        return Deformed(self._offsets(means, at.expand(len(means))), colors)
 
-    def _offsets(self, means: Float[Tensor, "m 3"], time: float) -> Float[Tensor, "m 3"]:
-        """Of any places; those outside the planes take the nearest value on them."""
-        where = torch.cat([(means.detach() - self.centre) / self.half_extent, torch.full_like(means[:, :1], 2.0 * time - 1.0)], dim=1)
+    def _offsets(self, means: Float[Tensor, "m 3"], times: Float[Tensor, " m"]) -> Float[Tensor, "m 3"]:
+        """Of any places and times; those outside the planes take the nearest value on them."""
+        where = torch.cat([(means.detach() - self.centre) / self.half_extent, 2.0 * times[:, None] - 1.0], dim=1)
         joined = []
         for level in range(len(LEVELS)):
             product = None
@@ -74,16 +78,19 @@ class HexPlane(nn.Module):
         """Parameters with a row for every Gaussian."""
         return {"color": self.color}
 
+    def shared(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters that all Gaussians share, by the name of their group."""
+        return {"planes": list(self.planes), "network": [*self.body.parameters(), *self.to_offset.parameters()]}
+
     def _imitate(self, means: Tensor, motion: Tensor) -> None:
         """Learn offsets that are known already."""
-        optimizer = torch.optim.Adam(self.parameters(), WARM_RATE, fused=True)
+        optimizer = torch.optim.Adam([{"params": parameters, "name": name} for name, parameters in self.shared().items()], fused=True)
         for step in range(WARM_STEPS):
-            time = float(torch.rand(1))
-            wanted = torch.einsum("b,nbc->nc", bumps(torch.tensor([time]), motion.shape[1])[0], motion)
-            some = torch.randperm(len(means))[:4096]
-            loss = (self._offsets(means[some], time) - wanted[some]).abs().mean()
+            some, times = torch.randint(len(means), (WARM_SAMPLES,)), torch.rand(WARM_SAMPLES)
+            wanted = torch.einsum("nb,nbc->nc", bumps(times, motion.shape[1]), motion[some])
+            loss = (self._offsets(means[some], times) - wanted).abs().mean()
+            for group in optimizer.param_groups:
+                group["lr"] = WARM_RATES[group["name"]] * 0.02 ** (step / WARM_STEPS)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            for group in optimizer.param_groups:
-                group["lr"] = WARM_RATE * 0.05 ** (step / WARM_STEPS)

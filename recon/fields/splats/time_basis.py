@@ -59,6 +59,10 @@ class TimeBasis(nn.Module):
         """Parameters with a row for every Gaussian."""
         return {"motion": self.motion, "color": self.color}
 
+    def shared(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters that all Gaussians share: none."""
+        return {}
+
 
 def fit_motion(
     times: Float[Tensor, " t"], tracks: Float[Tensor, "n t 3"], weights: Float[Tensor, "n t"], num: int, ridge: float = 0.02

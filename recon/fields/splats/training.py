@@ -42,7 +42,8 @@ class Recipe:
         ("colors", 2.5e-3),
         ("motion", 1e-4),
         ("color", 2.5e-3),
-        ("network", 4e-3),
+        ("planes", 2e-2),
+        ("network", 2e-4),
         ("poses", 1e-4),
     )
     """Learning rates of Adam by parameter."""
@@ -76,10 +77,7 @@ class Trainer:
     def _take(self, model: SplatModel) -> None:
         self.model = model
         groups = [{"params": [parameter], "name": name} for name, parameter in model.per_gaussian().items() if parameter.numel()]
-        owned = {id(group["params"][0]) for group in groups}
-        network = [parameter for name, parameter in model.named_parameters() if id(parameter) not in owned and parameter.numel()]
-        if network:
-            groups.append({"params": network, "name": "network"})
+        groups += [{"params": parameters, "name": name} for name, parameters in model.deformation.shared().items()]
         if self.recipe.refine_poses:
             groups.append({"params": [self.poses], "name": "poses"})
         self.rates = dict(self.recipe.rates)
