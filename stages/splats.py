@@ -169,6 +169,7 @@ def cloud(model: SplatModel, scene: Scene, time: float) -> SplatCloud:
 STAGE = Stage(
     config=Config,
     run=run,
+    version=2,
     checksums=_checksums,
     reads=("scene",),
     also_reads=lambda config: ("surface",) if config.start == "surface" else (),

@@ -75,7 +75,7 @@ def fuse(
     typical_sigma: float,
     unit: Unit,
     settings: FusionSettings,
-    watch: Callable[[Iterable[int], int, str], Iterable[int]],
+    watch: Callable[[Iterable, int, str], Iterable],
 ) -> tuple[Mesh, FusionStats]:
     """Fuse `len(neighbours)` views into a surface.
 
