@@ -31,7 +31,7 @@ def review(
 ) -> tuple[Mesh, Exposure]:
     """Return the mesh with colours, `last_seen_s` and `viewing_angle_rad`, and the exposure that the colours were freed of.
 
-    A few views are in memory at a time.
+    One view per thread is in memory at a time, and one more.
 
     Args:
         load: from a position (0 to n - 1) to the view that was fused.

@@ -19,6 +19,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: no endoscope makes them, decompression bombs do."""
 
+# Pillow warns of oddities it survives; sizes are checked here, before decoding. Said once: filters belong to all threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _CONVERSIONS = {
     "1": "black and white expanded to RGB",
@@ -90,14 +93,12 @@ def write_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"] | UInt8[np.nda
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """Open for reading and turn every way in which Pillow fails into one error that names the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of oddities it survives; size is checked here, before decoding.
-            with Image.open(path, formats=_FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ReconError(
-                        f"{path} claims {image.width}x{image.height} pixels; images above {MAX_PIXELS // 10**6} megapixels are refused"
-                    )
-                yield image
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ReconError(
+                    f"{path} claims {image.width}x{image.height} pixels; images above {MAX_PIXELS // 10**6} megapixels are refused"
+                )
+            yield image
     except ReconError:
         raise
     except Image.DecompressionBombError as error:

@@ -165,7 +165,7 @@ class MetricDepth:
 
     def prepared(self, colour: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """RGB in [0, 1] in the order and range that the weights were trained with."""
-        return self.variant.normalised(in_order(colour, self.channels))
+        return self.variant.normalised(of_order(colour, self.channels))
 
     def reading(self) -> Reading:
         """How the pipeline reads this network: metres on the network's own grid, at the picture's aspect."""
@@ -177,7 +177,7 @@ class MetricDepth:
         return Reading(lambda width, height: self.size_px, z_depth, self.prepared, cubic)
 
 
-def in_order(colour: Float[Tensor, "b 3 h w"], channels: Channels) -> Float[Tensor, "b 3 h w"]:
+def of_order(colour: Float[Tensor, "b 3 h w"], channels: Channels) -> Float[Tensor, "b 3 h w"]:
     """RGB with its channels as they are or from blue to red."""
     return colour if channels == "rgb" else colour.flip(1)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +14,7 @@ from jaxtyping import Float, UInt8
 from recon.io.colmap_camera import PIXEL_CENTRE_SHIFT, colmap_params
 from recon.io.images import read_image
 from recon.io.masks import read_mask
+from recon.parallel import in_order
 from recon.types import Camera
 
 OCTAVE_LAYERS = 3
@@ -55,12 +54,7 @@ def detect_all(
         mask = None if masks is None else read_mask(masks / f"{name}.png")
         return detect(read_image(images / name), mask, max_num, contrast)
 
-    workers = num_threads or os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        size = 4 * workers
-        for start in range(0, len(names), size):
-            some = names[start : start + size]
-            yield from zip(some, pool.map(load, some), strict=True)
+    yield from zip(names, in_order(load, names, num_threads), strict=True)
 
 
 class FeatureDatabase:

@@ -36,7 +36,7 @@ from recon.models.endosynth import (
     Channels,
     encoder_width,
     finest,
-    in_order,
+    of_order,
     variant_size,
 )
 from recon.models.published import NATURAL
@@ -248,7 +248,7 @@ class MetricTraining:
         """z-depth in metres of RGB in [0, 1]."""
         half = self.config.mixed_precision and torch.device(self.config.device).type == "cuda"
         with torch.autocast(torch.device(self.config.device).type, torch.bfloat16, enabled=half):
-            output = finest(self.network(self.variant.normalised(in_order(color, self.config.channels))))
+            output = finest(self.network(self.variant.normalised(of_order(color, self.config.channels))))
         return self.variant.metres_at(output.float(), color.shape[-2:])
 
     def losses(self, batch: DepthBatch) -> dict[str, Tensor]:
