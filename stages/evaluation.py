@@ -165,7 +165,7 @@ def _checksums(config: Config) -> dict[str, str]:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=3,
+    version=4,
     reads=("source", "frames", "masks", "depth", "trajectory", "scale", "mesh"),
     also_reads=lambda config: () if config.fuse == "tsdf" else ("scene", config.fuse),
     checksums=_checksums,

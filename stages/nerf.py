@@ -52,7 +52,7 @@ class Config:
     seed: int = bounded(0, 0, MAX_SEED)
     """Of the fields, and of the choice of pixels."""
     num_threads: int = unkeyed(0)
-    """Of the training process; 0 means all."""
+    """Of the training process and of the fusion of a moving camera's surfaces; 0 means all."""
     device: str = unkeyed("auto")
     """"auto", "cpu", "cuda" or "cuda:1"."""
 
@@ -77,7 +77,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         config.num_threads,
         track,
     )
-    surfaces = _Surfaces(scene, out, poses)
+    surfaces = _Surfaces(scene, out, poses, config.num_threads)
     for time in track(meshed, len(meshed), "extracting surfaces"):
         path = _mesh_file(scene, out, time)
         if not path.exists():
@@ -123,8 +123,8 @@ def _mesh_file(scene: Scene, out: Path, time_of: int) -> Path:
 class _Surfaces:
     """The surface at the times that were rendered. `poses` are those from which, by time."""
 
-    def __init__(self, scene: Scene, out: Path, poses: dict[int, list[int]]) -> None:
-        self.scene, self.out, self.poses = scene, out, poses
+    def __init__(self, scene: Scene, out: Path, poses: dict[int, list[int]], num_threads: int) -> None:
+        self.scene, self.out, self.poses, self.num_threads = scene, out, poses, num_threads
         self.squared = squared_error(scene, lambda i: read_depth(_render(scene, out, i, i).depth)) if scene.is_still else None
 
     def at(self, time_of: int) -> Mesh:
@@ -132,7 +132,9 @@ class _Surfaces:
         poses = self.poses[time_of]
         if self.squared is not None:
             return still_surface(self.scene, self._load(poses[0], time_of), time_of, self.squared)
-        return fused_surface(self.scene, lambda i: self._load(poses[i], time_of), len(poses), lambda items, *_: items)
+        return fused_surface(
+            self.scene, lambda i: self._load(poses[i], time_of), len(poses), lambda items, *_: items, num_threads=self.num_threads
+        )
 
     def _load(self, pose_of: int, time_of: int) -> Rendering:
         files = _render(self.scene, self.out, pose_of, time_of)

@@ -148,6 +148,7 @@ class _Reader:
 STAGE = Stage(
     config=Config,
     run=run,
+    version=2,
     reads=("frames", "masks", "trajectory", "scale"),
     writes=("scene.json", "camera.json", "images.npy", "tissue.npy", "depth.npy"),
     seconds_per_frame=0.1,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,12 +26,11 @@ from recon.io.meshes import read_mesh, vertex_normals, write_ply
 from recon.io.splats import SplatCloud, write_splat_ply
 from recon.models import torch_device
 from recon.pipeline import Stage, track, unkeyed
-from recon.types import MAX_SEED, Mesh, ReconError, bounded
+from recon.types import MAX_SEED, MAX_THREADS, Mesh, ReconError, bounded
 
 GAUSSIANS_PER_PIXEL = 1.2
 FILLED = "filled.npy"
 """Of use while the stage works; gone when it is done."""
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,8 @@ class Config:
     """"auto" takes a CUDA device when there is one and gsplat is installed."""
     seed: int = bounded(0, 0, MAX_SEED)
     """Of the order of frames and every random start."""
+    num_threads: int = bounded(0, 0, MAX_THREADS, keyed=False)
+    """Of the fusion of a moving camera's surface; 0 means as many as there are processors."""
 
 
 def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
@@ -73,18 +72,16 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     if not scene.kept:
         raise ReconError("the scene keeps no frame to learn from: set scene.held_out=none")
     torch.manual_seed(config.seed)
-    began = time.perf_counter()
     trainer = _trainer(inputs, scene, out, config)
     model = trainer.run(track)
     scene = trainer.refined_scene()
-    seconds = time.perf_counter() - began
     reference = reference_frame(scene)
     for position in track(range(len(scene.frames)), len(scene.frames), "drawing frames"):
         frame = scene.frames[position]
         drawn = draw(model, scene, frame.T_world_camera, frame.time, scene.camera, config.backend)
         write_png(out / "renders" / f"{frame.index:06d}.png", np.rint(255 * drawn.color).astype(np.uint8))
         write_depth(out / "depth" / f"{frame.index:06d}.tiff", drawn.depth)
-    mesh = reference_surface(model, scene, reference, config.fill_unseen, config.backend)
+    mesh = reference_surface(model, scene, reference, config.fill_unseen, config.backend, config.num_threads)
     if len(mesh.faces) == 0:
         raise ReconError("the Gaussians show no surface that any frame saw: look at renders/ and at the masks", exit_code=1)
     write_ply(out / "surface.ply", mesh)
@@ -92,7 +89,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     write_splat_ply(out / "splats.ply", cloud(model, scene, scene.frames[reference].time))
     facts = {"kind": config.kind, "deformation": config.deformation, "num_gaussians": len(model), "num_steps": trainer.step}
     times = {"reference_index": scene.frames[reference].index, "reference_time_s": scene.frames[reference].timestamp_s}
-    training = {"fit_seconds": round(seconds, 1), "losses": trainer.last_terms, "depth": scene.depth_kind, "unit": scene.unit}
+    training = {"losses": trainer.last_terms, "depth": scene.depth_kind, "unit": scene.unit}
     counts = {"num_frames": len(scene.kept), "num_held_out": len(scene.held_out), "unseen_share": float((~model.is_seen).float().mean())}
     poses = {"poses": {f.index: f.T_world_camera.tolist() for f in scene.frames}} if config.refine_poses and not scene.is_still else {}
     write_json(out / "splats.json", facts | times | training | counts | poses)
@@ -174,7 +171,7 @@ STAGE = Stage(
     reads=("scene",),
     also_reads=lambda config: ("surface",) if config.start == "surface" else (),
     writes=("splats.ply", CHECKPOINT, "renders/*.png", "depth/*.tiff", "meshes/*.ply", "surface.ply", "animation.glb", "splats.json"),
-    seconds_once=lambda config: 0.12 * config.num_steps,
+    seconds_once=lambda config: (0.2 if config.deformation == "hexplane" else 0.12) * config.num_steps,
     seconds_per_frame=0.5,
     bytes_per_frame=1_000_000,
 )

@@ -11,6 +11,7 @@ import pytest
 import trimesh
 
 from recon import cli
+from recon.fields.scene import read_scene
 from recon.io.meshes import read_mesh
 from recon.io.splats import read_splat_ply
 
@@ -43,6 +44,7 @@ def test_results_hold_surfaces_over_time_a_film_and_scores(finished):
     assert not any(report["inputs_used"][name] for name in ("gt_depth", "gt_pose", "gt_scale"))
     metrics = {(m["name"], m["protocol"]): m["value"] for m in report["metrics"]}
     assert metrics["psnr_visible", None] > 25 and metrics["field_depth_error_visible", None] < 1.0
+    assert metrics["field_depth_coverage_visible", None] > 0.95 and metrics["timed_completeness_mean", None] < 1.0
     assert metrics["timed_accuracy_mean", None] < 1.0 and metrics["track_error_mean", None] < 2.0
     assert ("psnr_visible_neighbour_average", None) in metrics
     assert ("psnr", "endonerf") not in metrics, "that protocol learns from every frame"
@@ -117,4 +119,9 @@ def test_a_camera_that_moves_gives_a_field_too(capsys, tmp_path, words):
     report = json.loads((tmp_path / "results" / "report.json").read_text())
     assert report["field"]["num_steps"] == 12 and ("poses" in report["field"]) == bool(words)
     assert len(read_mesh(tmp_path / "results" / "mesh.ply").faces) > 100
+    if words:
+        [file] = (tmp_path / "scene").glob("[!.]*/scene.json")
+        kept = [frame for frame in read_scene(file.parent).frames if not frame.is_held_out]
+        moved = [np.abs(report["field"]["poses"][str(frame.index)] - frame.T_world_camera).max() for frame in kept]
+        assert moved[0] < 0.1 * max(moved), "the first pose holds the world still"
     assert {metric["name"] for metric in report["metrics"]} >= {"psnr_visible", "accuracy_mean"}

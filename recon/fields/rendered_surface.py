@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,6 +17,7 @@ from scipy.special import erf
 from recon.fields.scene import Scene
 from recon.fusion.fuse import FusionSettings, fuse
 from recon.fusion.selection import select_neighbours
+from recon.fusion.tsdf import SHARED_ERROR
 from recon.fusion.view import View, rays
 from recon.geometry.cameras import project
 from recon.geometry.depth_surface import depth_surface
@@ -28,8 +30,6 @@ MAX_JUMP = 0.1
 """Relative step of depth between neighbouring pixels that counts as an occlusion edge."""
 TOLERANCE = 0.01
 """Error that confidence asks about, in median depths."""
-SHARED_ERROR = 0.25
-"""Share of the variance between frames that more frames do not average away."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,19 @@ def fused_surface(
     num_views: int,
     watch: Callable[[Iterable[int], int, str], Iterable[int]],
     voxels_per_depth: float = 96.0,
+    num_threads: int = 0,
 ) -> Mesh:
     """Fuse `num_views` depth maps of one time, each where its own frame saw tissue.
 
     Args:
         load: from 0 to `num_views` - 1 to a rendering.
         watch: wraps a loop for progress: (items, total, description).
+        num_threads: of the processor; 0 means all.
 
     Raises ReconError (exit code 1) when no surface comes out.
     """
 
+    @lru_cache(num_views)  # fusion asks for each several times, and a rendering costs more than its memory
     def view(i: int) -> View:
         found = load(i)
         position, depth = found.pose_of, found.depth.astype(np.float32)
@@ -122,7 +125,7 @@ def fused_surface(
         )
 
     alone = [np.zeros(0, np.int64)] * num_views  # one field drew them all, so that their agreement says nothing
-    settings = FusionSettings(voxels_per_depth=voxels_per_depth)
+    settings = FusionSettings(voxels_per_depth=voxels_per_depth, num_threads=num_threads)
     return fuse(view, alone, scene.median_depth, TOLERANCE, scene.unit, settings, watch)[0]
 
 

@@ -142,10 +142,14 @@ def _protocols(files: FieldFiles, options: FieldOptions) -> list[Metric]:
 
 
 def _depth(sequence: FrameSequence, files: FieldFiles) -> tuple[list[Metric], dict[int, dict]]:
-    """Mean absolute error of drawn z-depth where tissue is seen, and where an instrument covers it, over held-out frames or all."""
+    """Mean absolute error of drawn z-depth where tissue is seen, and where an instrument covers it, over held-out frames or all.
+
+    Beside each, the share of its true pixels that the field shows at all: what it leaves out has no error.
+    """
     scene, metrics = files.scene, []
     positions = scene.held_out or list(range(len(scene.frames)))
     errors: dict[str, list[np.ndarray]] = {"visible": [], "hidden": []}
+    shown: dict[str, list[np.ndarray]] = {"visible": [], "hidden": []}
     rows: dict[int, dict] = {}
     for position in positions:
         index = scene.frames[position].index
@@ -153,8 +157,11 @@ def _depth(sequence: FrameSequence, files: FieldFiles) -> tuple[list[Metric], di
         if truth is None:
             continue
         depth = read_depth(files.folder / "depth" / f"{index:06d}.tiff")
-        error, known = np.abs(depth - truth), (truth > 0) & (depth > 0)
+        error, known = np.abs(depth - truth), truth > 0
         parts = {"visible": known & scene.tissue[position], "hidden": known & ~scene.tissue[position]}
+        for name, part in parts.items():
+            shown[name].append(depth[part] > 0)
+        parts = {name: part & (depth > 0) for name, part in parts.items()}
         rows[index] = {f"depth_error_{name}": float(error[part].mean()) for name, part in parts.items() if part.any()}
         for name, part in parts.items():
             errors[name].append(error[part])
@@ -162,6 +169,9 @@ def _depth(sequence: FrameSequence, files: FieldFiles) -> tuple[list[Metric], di
         values = np.concatenate(found) if found else np.zeros(0)
         if len(values):
             metrics.append(Metric("depth", f"field_depth_error_{name}", float(values.mean()), "mm"))
+        values = np.concatenate(shown[name]) if shown[name] else np.zeros(0)
+        if len(values):
+            metrics.append(Metric("depth", f"field_depth_coverage_{name}", float(values.mean()), "1", lower_is_better=False))
     return metrics, rows
 
 
@@ -179,7 +189,8 @@ def true_depth(sequence: FrameSequence, files: FieldFiles, index: int) -> np.nda
 
 
 def _surfaces(sequence: FrameSequence, files: FieldFiles, options: FieldOptions) -> list[Metric]:
-    """Distance of the field's surface from the true one at the same time, and how far vertices of the truth are lost over time."""
+    """Distance of the field's surface from the true one at the same time, of the true one's visible vertices from the field's, and how far
+    vertices of the truth are lost over time."""
     meshes: dict[int, tuple[Mesh, Mesh]] = {}
     position_of = {frame.index: i for i, frame in enumerate(files.scene.frames)}
     for file in sorted((files.folder / "meshes").glob("*.ply")):
@@ -197,6 +208,13 @@ def _surfaces(sequence: FrameSequence, files: FieldFiles, options: FieldOptions)
         Metric("surface", "timed_accuracy_mean", float(np.mean([d.mean() for d in distances])), "mm"),
         Metric("surface", "timed_accuracy_p95", float(np.mean([np.percentile(d, 95) for d in distances])), "mm"),
     ]
+    missed = []
+    for index, (mesh, truth) in meshes.items():
+        in_sight = truth.vertices[_visible(files, position_of[index])(truth.vertices)]
+        if len(in_sight):
+            missed.append(Surface(mesh).distances(in_sight))
+    if missed:
+        metrics.append(Metric("surface", "timed_completeness_mean", float(np.mean([d.mean() for d in missed])), "mm"))
     tracks = track_errors(meshes, lambda index: _visible(files, position_of[index]))
     if len(tracks):
         metrics.append(Metric("surface", "track_error_mean", float(tracks.mean()), "mm"))

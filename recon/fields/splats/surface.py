@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from scipy.special import erf
 
-from recon.fields.rendered_surface import SHARED_ERROR, TOLERANCE, Rendering, fused_surface
+from recon.fields.rendered_surface import TOLERANCE, Rendering, fused_surface
 from recon.fields.scene import Scene
 from recon.fields.splats.model import SplatModel
 from recon.fields.splats.projection import Pinhole
 from recon.fields.splats.rasterize import Backend, rasterize
+from recon.fusion.sightings import nearest_of
+from recon.fusion.tsdf import SHARED_ERROR
 from recon.geometry.cameras import crop
 from recon.geometry.carrying import Carried
 from recon.geometry.depth_surface import depth_surface
@@ -54,12 +56,17 @@ def draw(model: SplatModel, scene: Scene, T_world_camera: np.ndarray, time: floa
     return Drawn(drawn.features[..., :3].clamp(0, 1).cpu().numpy(), depth.cpu().numpy(), seen.cpu().numpy())
 
 
-def reference_surface(model: SplatModel, scene: Scene, position: int, fills_unseen: bool, backend: Backend = "auto") -> Mesh:
+def reference_surface(
+    model: SplatModel, scene: Scene, position: int, fills_unseen: bool, backend: Backend = "auto", num_threads: int = 0
+) -> Mesh:
     """The surface at the time of one frame, with colours, normals, observations and confidence.
 
     Places that no frame ever saw are holes, or with `fills_unseen` carry no observation and a confidence of 0.
     """
-    mesh = _from_one_view(model, scene, position, fills_unseen, backend) if scene.is_still else _fused(model, scene, position, backend)
+    if scene.is_still:
+        mesh = _from_one_view(model, scene, position, fills_unseen, backend)
+    else:
+        mesh = _fused(model, scene, position, backend, num_threads)
     return _reviewed(replace(mesh, unit=scene.unit, normals=vertex_normals(mesh.vertices, mesh.faces)), model, scene, position)
 
 
@@ -78,7 +85,7 @@ def _from_one_view(model: SplatModel, scene: Scene, position: int, fills_unseen:
     return replace(mesh, vertices=mesh.vertices @ T[:3, :3].T + T[:3, 3], colors=colors)
 
 
-def _fused(model: SplatModel, scene: Scene, position: int, backend: Backend) -> Mesh:
+def _fused(model: SplatModel, scene: Scene, position: int, backend: Backend, num_threads: int) -> Mesh:
     """A TSDF of what the poses of the kept frames would see at the time of one of them."""
     chosen = spread(scene.kept, MAX_FUSED)
     time = scene.frames[position].time
@@ -87,7 +94,7 @@ def _fused(model: SplatModel, scene: Scene, position: int, backend: Backend) -> 
         drawn = draw(model, scene, scene.frames[chosen[k]].T_world_camera, time, scene.camera, backend)
         return Rendering(chosen[k], np.rint(255 * drawn.color).astype(np.uint8), np.where(drawn.is_seen, drawn.depth, 0))
 
-    return fused_surface(scene, load, len(chosen), lambda items, *_: items)
+    return fused_surface(scene, load, len(chosen), lambda items, *_: items, num_threads=num_threads)
 
 
 def carry(
@@ -124,7 +131,9 @@ def _reviewed(mesh: Mesh, model: SplatModel, scene: Scene, position: int) -> Mes
         last = np.where(seen, frame.timestamp_s, last)
     variance = square / np.maximum(count, 1) * (1 / np.maximum(count, 1) + SHARED_ERROR)
     confidence = np.where(count > 0, erf(TOLERANCE / np.sqrt(2 * np.maximum(variance, 1e-12))), 0)
-    last = np.where(np.isfinite(last), last, scene.frames[position].timestamp_s)
+    if np.isfinite(last).any():
+        last = last[nearest_of(mesh.vertices, np.isfinite(last))]
+    last = np.nan_to_num(last, nan=scene.frames[position].timestamp_s)
     return replace(
         mesh,
         observations=count.astype(np.float32),

@@ -60,24 +60,21 @@ def follow(scene: Scene, filled: Float[np.ndarray, "n h w"]) -> Tracks:
     flows = _flows(greys, kept.index(reference))
     margin = _margin(flows)
     grid = _grid(*scene.tissue.shape[1:], margin)
-    flows = [cv2.copyMakeBorder(flow, margin, margin, margin, margin, cv2.BORDER_REPLICATE) for flow in flows]
-    reached, depths, seen = [], [], []
-    for flow, position in zip(flows, kept, strict=True):
-        pixels = grid + flow
-        known = scene.tissue[position] & (scene.depth[position] > 0)
-        reached.append(pixels)
-        seen.append(_shown(known, pixels))
-        depths.append(_sampled(filled[position], pixels))
-    depth = np.array(depths)
-    colors, is_seen = _colors(scene, kept, reached, reference)
+    reached = [grid + cv2.copyMakeBorder(flow, margin, margin, margin, margin, cv2.BORDER_REPLICATE) for flow in flows]
+    del flows
+    positions = np.empty((len(kept), *grid.shape[:2], 3), np.float32)
+    is_measured = np.empty(positions.shape[:3], bool)
     fx, fy, cx, cy = scene.camera.params
-    pixels = np.array(reached)
-    points = np.stack([(pixels[..., 0] - cx) / fx, (pixels[..., 1] - cy) / fy, np.ones_like(depth)], axis=-1) * depth[..., None]
     T = scene.frames[reference].T_world_camera
+    for k, (pixels, position) in enumerate(zip(reached, kept, strict=True)):
+        is_measured[k] = _shown(scene.tissue[position] & (scene.depth[position] > 0), pixels)
+        rays = np.stack([(pixels[..., 0] - cx) / fx, (pixels[..., 1] - cy) / fy, np.ones(grid.shape[:2])], axis=-1)
+        positions[k] = (rays * _sampled(filled[position], pixels)[..., None]) @ T[:3, :3].T + T[:3, 3]
+    colors, is_seen = _colors(scene, kept, reached, reference)
     return Tracks(
         reference,
-        (points @ T[:3, :3].T + T[:3, 3]).astype(np.float32),
-        np.array(seen),
+        positions,
+        is_measured,
         colors,
         is_seen,
         _enter(reached, scene.tissue.shape[1:]),

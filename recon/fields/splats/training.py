@@ -124,6 +124,9 @@ class Trainer:
         self._check(losses)
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
+        if self.poses.grad is not None:
+            # One pose stands still, or model and poses drift away together from the trajectory that others use.
+            self.poses.grad[self.kept[0]] = 0
         if self._splits():
             self.demand.add(drawn.tracked.grad.reshape(-1, 2), self.camera.width_px)
         self.optimizer.step()
