@@ -17,11 +17,14 @@ install: $(VENV)/.installed
 demo: install
 	$(VENV)/bin/recon demo
 
+# A process to a processor, a file of tests to a process, for fixtures are shared inside of files.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/.developing
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python $(PYTEST)
 
 test-slow: $(VENV)/.developing
-	$(VENV)/bin/python -m pytest --slow
+	$(VENV)/bin/python $(PYTEST) --slow
 
 # Nerfstudio wants older libraries than the rest; torch first, or pip takes one with CUDA.
 test-nerf:
