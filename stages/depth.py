@@ -131,8 +131,9 @@ def _check_known(num_known: int, num_frames: int, model: str) -> None:
 
 def _adapted(inputs: dict[str, Path], out: Path, config: Config) -> Path | None:
     """Adapt the network, unless a killed run has done so; returns the weights to use."""
+    from recon.models.weights import save_halved
     from recon.tracking.map_files import read_maps
-    from recon.training.adaptation import Evidence, Recipe, adapt, described, save_weights
+    from recon.training.adaptation import Evidence, Recipe, adapt, described
 
     if not (out / ADAPTATION).exists():
         model = load_depth_model(config.model, torch_device(config.device), config.weights)
@@ -142,7 +143,7 @@ def _adapted(inputs: dict[str, Path], out: Path, config: Config) -> Path | None:
         recipe = Recipe(config.adapt_parts, config.adapt_steps, config.seed)
         adaptation = adapt(model, evidence, recipe, track)
         if adaptation.reason is None:
-            save_weights(model, out / ADAPTED_WEIGHTS, _facts(inputs["frames"], config))
+            save_halved(model.network, out / ADAPTED_WEIGHTS, _facts(inputs["frames"], config))
         else:
             log.warning("the network is used as it is: %s", adaptation.reason)
         write_json(out / ADAPTATION, described(adaptation, recipe))

@@ -22,12 +22,12 @@ from recon.io.masks import write_mask
 from recon.losses.exposure import match_exposure
 from recon.models import load_depth_model
 from recon.models.student import Student, StudentDepth
-from recon.models.weights import read_checkpoint, training_facts
+from recon.models.weights import read_checkpoint, save_halved, training_facts
 from recon.pipeline.config import build_config
 from recon.sampling import spread
 from recon.tracking.mapping import SparseMap
 from recon.training import adaptation
-from recon.training.adaptation import Evidence, Recipe, adapt, described, save_weights
+from recon.training.adaptation import Evidence, Recipe, adapt, described
 from recon.training.adaptation_losses import inlier_mean, predict, stack_views
 from recon.training.adaptation_views import MARGIN, MIN_GROUPS, find_groups, hold_out, load_views
 from recon.types import Camera, FrameSequence, ReconError
@@ -316,7 +316,7 @@ def test_weights_are_of_use_later(recording, student, tmp_path):
     sequence = recording[0]
     with torch.no_grad():
         student.network.head[1].bias += 0.1
-    save_weights(student, tmp_path / "w.safetensors", {"method": "student", "trained_on": ["phantom"]})
+    save_halved(student.network, tmp_path / "w.safetensors", {"method": "student", "trained_on": ["phantom"]})
     assert (tmp_path / "w.safetensors").stat().st_size < 8e6
     assert training_facts(tmp_path / "w.safetensors")["method"] == "student"
     assert read_checkpoint(tmp_path / "w.safetensors").keys() == student.network.state_dict().keys()

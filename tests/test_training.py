@@ -22,7 +22,7 @@ from recon.training.augment import jitter, mirror
 from recon.training.checkpoints import Log, load_checkpoint
 from recon.training.relight import relight, to_batch
 from recon.training.shards import KIND_SHARES, ShardShape, Shuffled, cast_shard, to_views
-from recon.training.student import StudentConfig, cast_shards, draw, learning_rate, train_student
+from recon.training.student import StudentConfig, TrainingState, cast_shards, learning_rate, train_student, training_step
 from recon.types import ReconError
 
 TINY = StudentConfig(
@@ -150,18 +150,42 @@ def test_batches_visit_every_view_once_an_epoch(shards):
     drawn = views_of(shards)
     seen = [drawn[step].buffers.distance.sum(dim=(1, 2)) for step in range(len(drawn.places))]
     assert len(torch.unique(torch.cat(seen))) == 4 * len(drawn.places)
-    batch = draw(drawn, 1, TINY, coarse=False)
+    batch = relight(drawn[1], np.random.default_rng(0))
     assert torch.allclose(batch.rays.norm(dim=1), torch.ones_like(batch.rays[:, 0]), atol=1e-3)
     assert (batch.log_distance[batch.known].abs() < 6).all()
 
 
 def test_mirrors_turn_rays_with_the_picture(shards):
-    batch = draw(views_of(shards), 0, TINY, coarse=False)
+    batch = relight(views_of(shards)[0], np.random.default_rng(0))
     turned = mirror(batch, sideways=True, upside_down=False)
     assert torch.equal(turned.rays[:, 0], -batch.rays[:, 0].flip(-1))
     assert torch.equal(turned.rays[:, 1:], batch.rays[:, 1:].flip(-1))
     again = mirror(turned, sideways=True, upside_down=False)
     assert all(torch.equal(getattr(again, f.name), getattr(batch, f.name)) for f in dataclasses.fields(batch))
+
+
+def test_parts_of_a_batch_make_one_step(shards):
+    """Threads share parameters, deal the views out among them, and leave the mean of their gradients; a step repeats itself."""
+    views, config = views_of(shards), dataclasses.replace(TINY, num_parts=2)
+    whole, parts = views[0].buffers.distance, [part.buffers.distance for part in views.parts(0, 2)]
+    assert torch.equal(torch.cat(parts), whole)
+    after = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        state = TrainingState(config)
+        training_step(state, views, config)
+        own, other = (dict(network.named_parameters()) for network in state.replicas)
+        assert all(torch.equal(own[name], other[name]) for name in own)
+        assert not torch.equal(*(network.stages[0][0][1].running_mean for network in state.replicas))
+        after.append(state.network.state_dict())
+    assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
+
+
+def test_training_begins_from_given_weights(tmp_path, shards):
+    first = train_in(tmp_path / "first", shards, num_steps=1)
+    state = TrainingState(dataclasses.replace(TINY, initial_weights=str(first)))
+    given = read_checkpoint(first)
+    assert all(torch.equal(value, given[name].to(value.dtype)) for name, value in state.network.state_dict().items())
 
 
 def test_a_batch_larger_than_its_shards_is_refused(shards):

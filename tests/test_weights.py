@@ -13,7 +13,7 @@ from torch import nn
 
 from recon.models import model_info
 from recon.models.key_maps import original_names
-from recon.models.weights import check_kind, fit_weights, load_weights, read_checkpoint, sha256
+from recon.models.weights import check_kind, fit_weights, load_weights, read_checkpoint, save_halved, sha256, training_facts
 from recon.types import ReconError
 
 
@@ -204,6 +204,25 @@ def hub_layout() -> dict[str, torch.Tensor]:
     for place, part in enumerate(("query", "key", "value")):
         state[f"backbone.encoder.layer.11.attention.attention.{part}.weight"] = torch.full((4, 4), float(place))
     return state
+
+
+def test_large_statistics_survive_half_precision(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    network[1].running_var.fill_(2e5)
+    save_halved(network, tmp_path / "own.safetensors", {"method": "student"})
+    kept = read_checkpoint(tmp_path / "own.safetensors")
+    assert kept["1.running_var"].tolist() == [2e5] * 4 and kept["0.weight"].dtype == torch.float16
+    assert training_facts(tmp_path / "own.safetensors") == {"method": "student"}
+    load_weights(network, tmp_path / "own.safetensors")
+
+
+def test_infinite_numbers_are_refused():
+    """They would load, and silence a channel or the network."""
+    network = nn.BatchNorm2d(4)
+    broken = {**network.state_dict(), "running_var": torch.tensor([1.0, torch.inf, 1.0, 1.0])}
+    with pytest.raises(ReconError, match="infinite numbers or none: running_var"):
+        fit_weights(network, broken)
+    assert network.running_var.tolist() == [1.0] * 4
 
 
 def test_names_of_the_hubs_files_are_joined_in_order():

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recon.io.atomic import write_bytes
 from recon.models.key_maps import original_names
 from recon.types import ReconError
 
@@ -129,6 +130,19 @@ def training_facts(path: Path) -> dict[str, Any]:
         return json.loads((file.metadata() or {}).get(TRAINING, "{}"))
 
 
+def save_halved(network: nn.Module, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write parameters in half precision, as safetensors with `facts` in the header for `training_facts`.
+
+    Statistics stay whole: a running variance may be above 65504, the largest half, and infinite it would silence its channel.
+    """
+    from safetensors.torch import save
+
+    parameters = dict(network.named_parameters())
+    halved = {name: value.half() if name in parameters else value for name, value in network.state_dict().items()}
+    contiguous = {name: value.cpu().contiguous() for name, value in halved.items()}
+    write_bytes(path, save(contiguous, {TRAINING: json.dumps(facts)}))
+
+
 def check_kind(path: Path) -> None:
     """Look at the ends of a file of weights: is it of the kind that its name says, and whole as far as that shows.
 
@@ -195,7 +209,8 @@ def fit_weights(
     """Give a network the tensors of a state dict; returns the names of those it kept, because the state dict lacks them.
 
     Only what matches a pattern of `may_miss` (`*.lora_*`) may be missing, only what matches one of `may_ignore` may be
-    without a place. Nothing is loaded unless all fits. Raises ReconError listing what is missing, unknown or of another shape.
+    without a place. Nothing is loaded unless all fits. Raises ReconError listing what is missing, unknown, of another shape or
+    infinite.
     """
     expected = network.state_dict()
     kept = tuple(name for name in expected if name not in state)
@@ -212,6 +227,9 @@ def fit_weights(
             ],
         ),
     ]
+    infinite = [name for name, value in fitting.items() if not value.isfinite().all()]
+    if infinite:
+        raise ReconError(f"{_listed('weights with infinite numbers or none: ', infinite)}; get the file again, or train it anew")
     if any(problems):
         found = "; ".join(filter(None, problems))
         raise ReconError(f"weights do not fit the network: {found}. Are they another network's, or of another size?")

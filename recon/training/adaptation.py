@@ -11,7 +11,6 @@ kept; where even the best is hardly better than the start, the network stays as 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,17 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from recon.io.atomic import write_bytes
 from recon.losses import masked_mean
 from recon.losses.depth import gradient_residual
 from recon.losses.photometric import auto_mask, minimum_over_sources
 from recon.models.adapters import attach, merge, train_adapters
 from recon.models.student import StudentDepth, input_size
-from recon.models.weights import TRAINING
 from recon.sampling import spread
 from recon.tracking.mapping import SparseMap
 from recon.tracking.stillness import is_still
@@ -69,7 +65,7 @@ class Recipe:
     """How a network is adapted."""
 
     parts: Parts = "all"
-    """"adapters" trains LoRA on the Linear layers (the MLPs of the two attention blocks), and the scales and shifts of the norms."""
+    """"adapters" trains LoRA on the Linear layers (the MLPs of the attention blocks), and the scales and shifts of the norms."""
     num_steps: int = 150
     seed: int = 0
 
@@ -147,13 +143,6 @@ def adapt(
     if judge.best_step == 0:
         return Adaptation(f"the held-out photometric error did not fall by {MIN_GAIN:.1%}, or points moved away", **counts, **found)
     return Adaptation(None, **counts, **found)
-
-
-def save_weights(model: StudentDepth, path: Path, facts: dict[str, Any]) -> None:
-    """Write the network in half precision, for `depth.weights=FILE`; `facts` as `recon.models.weights.training_facts` reads them."""
-    state = model.network.state_dict()
-    halved = {name: (value.half() if value.is_floating_point() else value).cpu().contiguous() for name, value in state.items()}
-    write_bytes(path, safetensors.torch.save(halved, {TRAINING: json.dumps(facts)}))
 
 
 def described(adaptation: Adaptation, recipe: Recipe) -> dict[str, Any]:

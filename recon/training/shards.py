@@ -161,9 +161,13 @@ class Shuffled:
             raise ReconError(f"no shard holds a batch of {batch_size} views: make batch_size smaller or shards larger")
 
     def __getitem__(self, step: int) -> Views:
+        return self.parts(step, 1)[0]
+
+    def parts(self, step: int, num: int) -> list[Views]:
+        """The views of a step, dealt out to `num` workers."""
         epoch, position = divmod(step, len(self.places))
         rng = np.random.default_rng([self.seed, epoch])
         shard, block = self.places[rng.permutation(len(self.places))[position]]
         order = np.random.default_rng([self.seed, epoch, shard]).permutation(len(self.shards[shard]))
         chosen = np.sort(order[block * self.batch_size : (block + 1) * self.batch_size])
-        return to_views(self.shards[shard][chosen], self.device)
+        return [to_views(self.shards[shard][part], self.device) for part in np.array_split(chosen, num)]
