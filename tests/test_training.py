@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -183,9 +184,11 @@ def test_parts_of_a_batch_make_one_step(shards):
 
 def test_training_begins_from_given_weights(tmp_path, shards):
     first = train_in(tmp_path / "first", shards, num_steps=1)
-    state = TrainingState(dataclasses.replace(TINY, initial_weights=str(first)))
+    state = TrainingState(dataclasses.replace(TINY, initial_weights=first))
     given = read_checkpoint(first)
     assert all(torch.equal(value, given[name].to(value.dtype)) for name, value in state.network.state_dict().items())
+    train_in(tmp_path / "second", shards, num_steps=1, initial_weights=first)
+    assert json.loads((tmp_path / "second" / "student.json").read_text())["config"]["initial_weights"] == str(first)
 
 
 def test_a_batch_larger_than_its_shards_is_refused(shards):

@@ -7,7 +7,7 @@ import logging
 import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from recon.models.student import STRIDE, Student, student_input
 from recon.models.weights import load_weights, save_halved
 from recon.parallel import in_order
 from recon.training.augment import augment
-from recon.training.checkpoints import Interval, Log, load_checkpoint, save_checkpoint
+from recon.training.checkpoints import Interval, Log, load_checkpoint, recipe, save_checkpoint
 from recon.training.relight import relight
 from recon.training.shards import Batch, ShardShape, Shuffled, Views, cast_shard, shards_folder
 from recon.types import ReconError
@@ -56,8 +56,8 @@ class StudentConfig:
     validate_every: int = 1000
     checkpoint_minutes: float = 5.0
     seed: int = 0
-    initial_weights: str = ""
-    """Weights to begin from; empty begins from random numbers."""
+    initial_weights: Path | None = None
+    """Weights to begin from; None begins from random numbers."""
     num_threads: int = 0
     """0 means all."""
     num_workers: int = 2
@@ -128,8 +128,8 @@ class TrainingState:
     def __init__(self, config: StudentConfig) -> None:
         self.config = config
         self.network = Student()
-        if config.initial_weights:
-            load_weights(self.network, Path(config.initial_weights))
+        if config.initial_weights is not None:
+            load_weights(self.network, config.initial_weights)
         self.network.to(config.device, memory_format=torch.channels_last)
         self.replicas = [self.network, *(replica(self.network) for _ in range(config.num_parts - 1))]
         self.average = torch.optim.swa_utils.AveragedModel(
@@ -238,5 +238,5 @@ def validate(network: torch.nn.Module, batches: Shuffled, config: StudentConfig)
 def save_weights(state: TrainingState, path: Path) -> Path:
     """Write the running average with what it was trained on in the header, and the recipe beside it."""
     save_halved(state.average.module, path, {"method": "student", "trained_on": ["phantom"]})
-    write_json(path.with_suffix(".json"), {"config": asdict(state.config), "steps": state.step})
+    write_json(path.with_suffix(".json"), {"config": recipe(state.config), "steps": state.step})
     return path
