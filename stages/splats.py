@@ -50,7 +50,7 @@ class Config:
     num_steps: int = bounded(1800, 1, 1_000_000)
     """Frames that are drawn and compared: on two cores about 40 ms each at 160x128, 120 ms at 320x256."""
     refine_poses: bool = False
-    """Let the poses of a moving camera follow; they are written to `splats.json`."""
+    """Let the poses of a moving camera follow, but the first; they are written to `splats.json`, and the trajectory stays as it was."""
     fill_unseen: bool = False
     """Close the holes of a still camera's surface where no frame ever saw anything; they are marked by no observation and a
     confidence of 0."""
