@@ -166,7 +166,7 @@ def cloud(model: SplatModel, scene: Scene, time: float) -> SplatCloud:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=2,
+    version=3,
     checksums=_checksums,
     reads=("scene",),
     also_reads=lambda config: ("surface",) if config.start == "surface" else (),

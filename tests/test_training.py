@@ -182,6 +182,12 @@ def test_parts_of_a_batch_make_one_step(shards):
     assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
 
 
+@pytest.mark.parametrize("num_parts", [0, 5])
+def test_a_part_without_views_is_refused(tmp_path, num_parts):
+    with pytest.raises(ReconError, match="expected 1 to 4"):
+        train_student(dataclasses.replace(TINY, num_parts=num_parts), tmp_path)
+
+
 def test_training_begins_from_given_weights(tmp_path, shards):
     first = train_in(tmp_path / "first", shards, num_steps=1)
     state = TrainingState(dataclasses.replace(TINY, initial_weights=first))

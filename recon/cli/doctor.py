@@ -15,6 +15,7 @@ from rich.table import Table
 
 from recon.cli import system_libraries
 from recon.cli.results import check_is_run, stdout
+from recon.parallel import num_processors
 from recon.pipeline import store
 from recon.types import ReconError
 from stages import PIPELINE
@@ -65,7 +66,7 @@ def _machine_findings() -> Iterator[_Finding]:
     for package in _required_packages():
         yield _package(package)
     yield _torch()
-    yield _Finding("processors", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
+    yield _Finding("processors", f"{num_processors()} usable of {os.cpu_count()}")
     yield _memory()
     free = shutil.disk_usage(".").free
     yield _Finding("disk here", f"{free / 1e9:.1f} GB free", free > LEAST_FREE_BYTES)

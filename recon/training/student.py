@@ -73,6 +73,8 @@ def train_student(config: StudentConfig, out: Path, stop_after: int | None = Non
         out: folder of shards, checkpoints and logs; an interrupted run goes on from there.
         stop_after: leave the loop after this step, as an interruption would.
     """
+    if not 1 <= config.num_parts <= config.batch_size:
+        raise ReconError(f"num_parts is {config.num_parts}, expected 1 to {config.batch_size}, the views of a batch")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
