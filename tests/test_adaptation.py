@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from recon.data import open_sequence
 from recon.geometry import se3
 from recon.geometry.cameras import project, ray_grid
 from recon.geometry.surface import with_lens
-from recon.io.atomic import read_json
+from recon.io.atomic import read_json, write_json
 from recon.io.images import write_jpeg
 from recon.io.masks import write_mask
 from recon.losses.exposure import match_exposure
@@ -338,6 +339,7 @@ def test_the_command_says_what_came_of_it_and_a_run_goes_on_from_there(capsys, t
     assert cli.main(["adapt", spec, *run, "--set", "depth.adapt_steps=2"]) == 3, "the network stays as it was"
     out, err = capsys.readouterr()
     assert "stays as it was" in out and "fewer than 26" in out and "depth        done" in err
+    assert out.splitlines()[-1] == f"goes on with recon run '{spec}' --out {run[1]} --set depth.adapt_steps=2 depth.adapt=true"
     words = ["run", spec, *run, "--set", "depth.adapt_steps=2", "depth.adapt=true", "--until", "trajectory"]
     assert cli.main(words) == 0
     err = capsys.readouterr().err
@@ -347,6 +349,17 @@ def test_the_command_says_what_came_of_it_and_a_run_goes_on_from_there(capsys, t
     assert read_json(folder / "adaptation.json")["reason"]
     assert cli.main(["plan", spec, *run]) == 0
     assert "structure" in capsys.readouterr().out
+
+
+def test_the_command_to_go_on_repeats_what_says_how_to_read_the_recording(capsys, monkeypatch, tmp_path):
+    """Without the lens, the masks and the settings, the run would begin anew."""
+    write_json(tmp_path / "adaptation.json", {"adapted": False, "reason": "too short"})
+    monkeypatch.setattr(job, "_made", lambda _: [SimpleNamespace(folder=tmp_path)])
+    monkeypatch.setattr(job, "_job_from", lambda _: None)
+    given = ["--camera", "lens.json", "--masks", "tools", "--dataset", "folder", "--config", "own.toml"]
+    assert cli.main(["adapt", "video.mp4", "--out", "run", *given]) == 3
+    again = "goes on with recon run video.mp4 --out run --dataset folder --camera lens.json --masks tools --config own.toml"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{again} --set depth.adapt=true"
 
 
 def test_the_held_out_error_is_printed_before_and_after():

@@ -78,6 +78,14 @@ def test_clips_hold_the_frames_that_their_offsets_name_and_never_cross_a_recordi
             assert np.allclose(batch.color[sample, frame].permute(1, 2, 0), expected, atol=1e-6)
 
 
+def test_clips_never_cross_a_cut(tmp_path):
+    """An edited recording shows another place from frame 15 on."""
+    other = texture(7)
+    images = {index: other[:, 2 * index : 2 * index + WIDTH] for index in range(15, 30)}
+    clips = source(tmp_path, recording("edited", 30, images=images), augment=False)
+    assert [frames[0] for _, frames in all_frames(clips)] == [*range(1, 14), *range(16, 29)]
+
+
 def test_consecutive_frames_make_longer_clips(tmp_path):
     clips = source(tmp_path, recording(count=9), plan=replace(PLAN, offsets=(0, 1, 2, 3, 4)), augment=False)
     assert [frames for _, frames in all_frames(clips)] == [[t, t + 1, t + 2, t + 3, t + 4] for t in range(5)]
@@ -136,7 +144,8 @@ def test_pictures_that_stand_still_are_left_out_with_a_note(tmp_path):
     rng = np.random.default_rng(0)
     still = texture(0)[:, :WIDTH].astype(float)
     noisy = {i: np.clip(still * (1 + 0.05 * (i % 2)) + rng.normal(0, 6, still.shape), 0, 255).astype(np.uint8) for i in range(15)}
-    clips = source(tmp_path, recording(count=30, images=noisy), augment=False)
+    moving = {i: texture(0)[:, 2 * (i - 14) : 2 * (i - 14) + WIDTH] for i in range(15, 30)}
+    clips = source(tmp_path, recording(count=30, images=noisy | moving), augment=False)
     assert [frames[0] for _, frames in all_frames(clips)] == list(range(14, 29))
     assert "slide: 13 of 28 clips are left out: their picture moves less than 0.25 px, so the camera stands still" in clips.notes[0]
     with pytest.raises(ReconError, match=r"give no train clip with offsets .*stands still"):
@@ -321,7 +330,7 @@ def test_a_video_gives_each_frame_its_own_picture(tmp_path):
     assert clips.notes == ("tiles: 1 of 40 frames are skipped: 1 black",)  # frame 0 has no white tile
     batch = clips.batch(0, len(clips))
     seen = [[tile_number(frame.permute(1, 2, 0).numpy() * 255) for frame in clip] for clip in batch.color]
-    assert seen == batch.frame_indices.tolist() and len(seen) == 37
+    assert seen == batch.frame_indices.tolist() and len(seen) == 35  # the tile's jump to the other row counts as a cut
 
 
 def test_phantoms_are_recordings(tmp_path):

@@ -21,6 +21,7 @@ from recon.models import depth_anything, midas
 from recon.models.beit import BeitSize
 from recon.models.depth_anything import DepthAnything, DepthAnythingSize
 from recon.models.endosynth import VARIANTS, load_metric
+from recon.models.published import NATURAL, SCARED
 from recon.models.vit import VitSize
 from recon.pipeline.config import build_config
 from recon.training import trainings
@@ -194,6 +195,9 @@ def test_it_starts_from_the_foundation_models_files(tmp_path):
         training = MetricTraining(config_of(variant, start_weights=tmp_path / "depth_anything.pth"))
         encoder = training.network.pretrained if variant == "dav1" else training.network.encoder
         assert torch.equal(encoder.blocks[2].attn.qkv.weight, original.pretrained.blocks[2].attn.qkv.weight)
+        assert training.trained_before == ("natural pictures",)
+    torch.save(training.network.state_dict(), tmp_path / "depth_model.pth")
+    assert MetricTraining(config_of("endodac", start_weights=tmp_path / "depth_model.pth")).trained_before == (*SCARED, *NATURAL)
     with pytest.raises(ReconError, match=r"depth_anything\.pth: weights do not fit the network: missing"):
         MetricTraining(config_of("midas", start_weights=tmp_path / "depth_anything.pth"))
 

@@ -17,7 +17,8 @@ from recon.data.phantom.shading import Imaging, expose, looks_of, shade
 from recon.data.phantom.variety import TRAINING_KINDS, training_scene
 from recon.models import UNSTATED, model_info
 from recon.models.student import INPUTS, Student
-from recon.models.weights import read_checkpoint, training_facts
+from recon.models.weights import read_checkpoint, save_halved, training_facts
+from recon.pipeline.config import build_config
 from recon.training import shards as shards_module
 from recon.training.augment import jitter, mirror
 from recon.training.checkpoints import Log, load_checkpoint
@@ -68,6 +69,13 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, shards):
     train_in(tmp_path / "run", shards, stop_after=1)
     with pytest.raises(ReconError, match="another learning_rate"):
         train_in(tmp_path / "run", shards, learning_rate=1.0)
+
+
+def test_a_checkpoint_of_code_that_trained_otherwise_is_refused(tmp_path, shards, monkeypatch):
+    train_in(tmp_path / "run", shards, stop_after=1)
+    monkeypatch.setattr(StudentConfig, "VERSION", StudentConfig.VERSION + 1)
+    with pytest.raises(ReconError, match="another version"):
+        train_in(tmp_path / "run", shards)
 
 
 def test_the_rate_rises_stands_and_falls_and_the_plateau_knows_no_end():
@@ -197,14 +205,27 @@ def test_training_begins_from_given_weights(tmp_path, shards):
     assert json.loads((tmp_path / "second" / "student.json").read_text())["config"]["initial_weights"] == str(first)
 
 
+def test_weights_say_what_those_they_began_from_had_seen(tmp_path, shards):
+    start = tmp_path / "adapted.safetensors"
+    save_halved(Student(), start, {"method": "student", "trained_on": ["phantom", "c3vd/c1"]})
+    assert training_facts(train_in(tmp_path / "run", shards, num_steps=1, initial_weights=start))["trained_on"] == ["phantom", "c3vd/c1"]
+
+
 def test_a_batch_larger_than_its_shards_is_refused(shards):
     with pytest.raises(ReconError, match="batch of 100 views"):
         Shuffled(sorted(shards.glob("*.npy")), 100, seed=0, device="cpu")
 
 
-def test_sizes_that_the_network_cannot_take_are_refused(tmp_path):
+@pytest.mark.parametrize("size", ["100x64", "abc", "64x64x64", "0x64", "-64x64"])
+def test_sizes_that_the_network_cannot_take_are_refused(tmp_path, size):
     with pytest.raises(ReconError, match="multiples of 64"):
-        train_student(dataclasses.replace(TINY, sizes_px=("100x64",)), tmp_path)
+        train_student(dataclasses.replace(TINY, sizes_px=("64x64", size)), tmp_path)
+
+
+@pytest.mark.parametrize("setting", ["validate_every", "views_per_scene", "num_steps"])
+def test_numbers_that_no_training_can_use_are_refused(setting):
+    with pytest.raises(ReconError, match=f"{setting}.*at least 1"):
+        build_config(StudentConfig, {setting: 0}, "student")
 
 
 def test_the_student_is_light_and_takes_every_size():

@@ -71,7 +71,9 @@ def adapt(arguments: argparse.Namespace) -> int:
     words = {"out": arguments.out or Path("runs") / name, "overrides": [*arguments.overrides, "depth.adapt=true"], "until": "depth"}
     folder = _made(_job_from(argparse.Namespace(**{**vars(arguments), **words})))[-1].folder
     found = read_json(folder / "adaptation.json")
-    again = shlex.join(["recon", "run", arguments.source, "--out", str(words["out"]), "--set", *words["overrides"]])
+    given = {"--dataset": arguments.dataset, "--camera": arguments.camera, "--masks": arguments.masks, "--config": arguments.config}
+    repeated = [word for option, value in given.items() if value is not None for word in (option, str(value))]
+    again = shlex.join(["recon", "run", arguments.source, "--out", str(words["out"]), *repeated, "--set", *words["overrides"]])
     for line in (*_adaptation_lines(found, folder / "adapted.safetensors"), f"goes on with {again}"):
         stdout.print(line, soft_wrap=True)
     return 0 if found["adapted"] else 3

@@ -54,10 +54,11 @@ def load_checkpoint(path: Path, config: Any) -> dict[str, Any] | None:
 
 
 def recipe(config: Any) -> dict[str, Any]:
-    """What decides a training's outcome, in plain values."""
+    """What decides a training's outcome, in plain values; `version` is the config's VERSION, raised where the code trains otherwise."""
+    values = {"version": getattr(config, "VERSION", 1), **asdict(config)}
     return {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(config).items()
+        for name, value in values.items()
         if name not in UNKEYED
     }
 

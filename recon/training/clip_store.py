@@ -23,6 +23,7 @@ from PIL import Image
 
 from recon.data.phantom import GENERATOR_VERSION
 from recon.image.channels import brightest, darkest
+from recon.image.cuts import CutFinder
 from recon.image.quality import DARK_LEVEL, SATURATED_LEVEL, GateLimits
 from recon.image.scope import NUM_FRAMES, find_scope_mask
 from recon.io.atomic import atomic_path, read_json, write_json
@@ -30,7 +31,7 @@ from recon.types import Camera, FrameError, FrameSequence, ReconError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the same recording would be stored or judged differently."""
 UNDECODABLE = "cannot be decoded"
 REPEAT_LEVELS = 0.25
@@ -71,6 +72,8 @@ class StoredRecording:
     """From place to the reason why that frame is not used."""
     motion_px: Float[np.ndarray, " n"]
     """Of the picture since the last usable frame before, working pixels; 0 where a frame is not used."""
+    cuts: frozenset[int]
+    """Places of frames that begin another shot of an edited recording."""
     scope: Bool[np.ndarray, "h w"]
     """True where the scope shows the patient."""
 
@@ -83,7 +86,8 @@ class StoredRecording:
         return _opened(self.path)["usable"][places] & self.scope
 
     def runs(self, allowed: Bool[np.ndarray, " n"]) -> list[Int[np.ndarray, " m"]]:
-        """Places of usable allowed frames, divided wherever two that follow one another are no neighbours in time or in lens."""
+        """Places of usable allowed frames, divided wherever two that follow one another are no neighbours in time or in lens,
+        or lie on either side of a cut."""
         runs: list[list[int]] = [[]]
         repeats = 0
         for place in range(len(self.frames)):
@@ -93,7 +97,7 @@ class StoredRecording:
             if not (follows and allowed[place]) or repeats > MAX_REPEATS or reason not in (None, "repeated"):
                 runs.append([])
             if reason is None and allowed[place]:
-                if runs[-1] and self.cameras[runs[-1][-1]] != self.cameras[place]:
+                if runs[-1] and (self.cameras[runs[-1][-1]] != self.cameras[place] or place in self.cuts):
                     runs.append([])
                 runs[-1].append(place)
         return [np.array(run) for run in runs if run]
@@ -126,14 +130,14 @@ def store_recording(recording: Recording, width_px: int, height_px: int, folder:
     if not verdicts.exists():
         logger.info("%s: decoding %d frames to %dx%d", recording.source, len(indices), width_px, height_px)
         undecodable = _write_frames(recording, indices, (height_px, width_px), path)
-        skipped, motion = _judge(path, undecodable)
+        skipped, motion, cuts = _judge(path, undecodable)
         named = {str(place): reason for place, reason in sorted(skipped.items())}
-        write_json(verdicts, {"source": recording.source, "skipped": named, "motion_px": motion.round(4).tolist()})
+        write_json(verdicts, {"source": recording.source, "skipped": named, "motion_px": motion.round(4).tolist(), "cuts": cuts})
     found = read_json(verdicts)
     skipped = {int(place): reason for place, reason in found["skipped"].items()}
     cameras = tuple(sequence.camera if sequence.frame_camera is None else sequence.frame_camera(int(index)) for index in indices)
     scope = _scope(path, {place for place, reason in skipped.items() if reason.startswith(UNDECODABLE)})
-    return StoredRecording(sequence.name, path, indices, cameras, skipped, np.array(found["motion_px"]), scope)
+    return StoredRecording(sequence.name, path, indices, cameras, skipped, np.array(found["motion_px"]), frozenset(found["cuts"]), scope)
 
 
 def picture_motion(first: UInt8[np.ndarray, "h w 3"], second: UInt8[np.ndarray, "h w 3"], valid: Bool[np.ndarray, "h w"]) -> float:
@@ -258,12 +262,12 @@ def _scope(path: Path, undecodable: set[int]) -> Bool[np.ndarray, "h w"]:
     return find_scope_mask(stored["image"][decoded[spread]])
 
 
-def _judge(path: Path, undecodable: dict[int, str]) -> tuple[dict[int, str], Float[np.ndarray, " n"]]:
-    """Why frames are not used, by place, and the motion since the last usable frame."""
+def _judge(path: Path, undecodable: dict[int, str]) -> tuple[dict[int, str], Float[np.ndarray, " n"], list[int]]:
+    """Why frames are not used, by place, the motion since the last usable frame, and the places where another shot begins."""
     skipped = dict(undecodable)
     scope = _scope(path, set(undecodable))
     last: np.ndarray | None = None
-    motion = np.zeros(len(_opened(path)))
+    motion, finder = np.zeros(len(_opened(path))), CutFinder()
     for place, image in _images(path):
         if place in undecodable:
             continue
@@ -273,8 +277,9 @@ def _judge(path: Path, undecodable: dict[int, str]) -> tuple[dict[int, str], Flo
             continue
         if last is not None:
             motion[place] = picture_motion(last, image, scope)
+        finder.add(place, image, scope)
         last = image
-    return skipped, motion
+    return skipped, motion, finder.cuts()
 
 
 def _images(path: Path) -> Iterator[tuple[int, np.ndarray]]:

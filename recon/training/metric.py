@@ -39,8 +39,8 @@ from recon.models.endosynth import (
     of_order,
     variant_size,
 )
-from recon.models.published import NATURAL
-from recon.models.weights import TRAINED, TRAINING, load_weights
+from recon.models.published import NATURAL, SCARED
+from recon.models.weights import TRAINED, TRAINING, load_weights, training_facts
 from recon.scoring.score import training_data
 from recon.training.checkpoints import Interval, Log, load_checkpoint, recipe, save_checkpoint
 from recon.training.clip_store import Recording
@@ -215,24 +215,30 @@ class MetricTraining:
         self.size = variant_size(config.variant, config.size)
         self.variant = VARIANTS[config.variant]
         self.network = self.variant.build(self.size)
-        self.start()
+        self.trained_before = self.start()
         self.network.to(config.device)
         self.optimizer = torch.optim.AdamW(self.groups(), weight_decay=config.weight_decay, betas=(0.9, 0.999))
         self.step, self.best_error = 0, math.inf
 
-    def start(self) -> None:
-        """Fill the network from the configured file; of EndoDAC, Depth Anything's weights leave what it adds as it is."""
+    def start(self) -> tuple[str, ...]:
+        """Fill the network from the configured file; of EndoDAC, Depth Anything's weights leave what it adds as it is.
+
+        Returns what the file's network was trained on.
+        """
         path = self.config.start_weights
         if path is None:
             logger.warning("start_weights is not set: the network starts from random weights")
             self.variant.wake(self.network)
-            return
+            return ()
+        is_endodac = self.config.variant == "endodac"
         try:
             load_weights(self.network, path, may_ignore=self.variant.unused)
         except ReconError:
-            if self.config.variant != "endodac":
+            if not is_endodac:
                 raise
             load_depth_anything(self.network, path)
+            is_endodac = False
+        return tuple(training_facts(path).get("trained_on", (*SCARED, *NATURAL) if is_endodac else NATURAL))
 
     def groups(self) -> list[dict]:
         """What is trained, the encoder's own weights at their own rate; `base_rate` is what a rate decays from."""
@@ -307,7 +313,7 @@ class MetricTraining:
         config = self.config
         facts = {
             "method": PREFIX + config.variant,
-            "trained_on": list(dict.fromkeys([*held.datasets, *(NATURAL if config.start_weights else ())])),
+            "trained_on": list(dict.fromkeys([*held.datasets, *self.trained_before])),
             "width": config.width_px,
             "height": config.height_px,
             "encoder_width": encoder_width(self.size),

@@ -6,15 +6,18 @@ import copy
 import logging
 import math
 import multiprocessing
+import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from recon.io.atomic import write_json
 from recon.losses.depth import gradient_residual, laplace_nll, log_residual
+from recon.models import model_info
 from recon.models.student import STRIDE, Student, student_input
 from recon.models.weights import load_weights, save_halved
 from recon.parallel import in_order
@@ -22,7 +25,7 @@ from recon.training.augment import augment
 from recon.training.checkpoints import Interval, Log, load_checkpoint, recipe, save_checkpoint
 from recon.training.relight import relight
 from recon.training.shards import Batch, ShardShape, Shuffled, Views, cast_shard, shards_folder
-from recon.types import ReconError
+from recon.types import ReconError, bounded
 
 logger = logging.getLogger(__name__)
 
@@ -31,36 +34,39 @@ logger = logging.getLogger(__name__)
 class StudentConfig:
     """What `recon train` reads from its file."""
 
-    num_shards: int = 64
+    VERSION: ClassVar[int] = 2
+    """Raised whenever the same recipe trains otherwise: another network, other shards, another light."""
+
+    num_shards: int = bounded(64, 1)
     """Shards of views to train on; two more are kept for validation."""
-    views_per_shard: int = 256
-    views_per_scene: int = 8
+    views_per_shard: int = bounded(256, 1)
+    views_per_scene: int = bounded(8, 1)
     sizes_px: tuple[str, ...] = ("192x128", "256x128", "192x192", "128x128")
     """Picture sizes, width x height, multiples of 32 (of 64 with `coarse_steps`); shards take them in turn."""
-    batch_size: int = 16
-    num_steps: int = 20000
-    num_parts: int = 1
+    batch_size: int = bounded(16, 1)
+    num_steps: int = bounded(20000, 1)
+    num_parts: int = bounded(1, 1)
     """Of a batch, each lit and passed through the network on a thread of its own (with its own statistics of normalisation):
     with `num_threads = 1` faster than threads inside of every operation."""
-    coarse_steps: int = 0
+    coarse_steps: int = bounded(0, 0)
     """Of the steps, the first ones, in which pictures have half the size: several times as many are seen in the same time."""
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 1e-4
-    warmup_steps: int = 500
-    decay_share: float = 0.3
+    learning_rate: float = bounded(1.5e-3, 0.0)
+    weight_decay: float = bounded(1e-4, 0.0)
+    warmup_steps: int = bounded(500, 0)
+    decay_share: float = bounded(0.3, 0.0, 1.0)
     """Of the steps, the last ones, in which the learning rate falls."""
-    gradient_weight: float = 0.5
-    uncertainty_weight: float = 0.2
-    ema_decay: float = 0.999
+    gradient_weight: float = bounded(0.5, 0.0)
+    uncertainty_weight: float = bounded(0.2, 0.0)
+    ema_decay: float = bounded(0.999, 0.0, 1.0)
     bfloat16: bool = True
-    validate_every: int = 1000
-    checkpoint_minutes: float = 5.0
-    seed: int = 0
+    validate_every: int = bounded(1000, 1)
+    checkpoint_minutes: float = bounded(5.0, 0.0)
+    seed: int = bounded(0, 0)
     initial_weights: Path | None = None
     """Weights to begin from; None begins from random numbers."""
-    num_threads: int = 0
+    num_threads: int = bounded(0, 0)
     """0 means all."""
-    num_workers: int = 2
+    num_workers: int = bounded(2, 0)
     """Processes that cast shards; 0 casts in this one."""
     device: str = "cpu"
 
@@ -102,10 +108,10 @@ def train_student(config: StudentConfig, out: Path, stop_after: int | None = Non
 def cast_shards(config: StudentConfig, out: Path) -> list[Path]:
     """Paths of all shards, validation first, casting those that are not there."""
     out.mkdir(parents=True, exist_ok=True)
-    sizes = [tuple(map(int, size.split("x"))) for size in config.sizes_px]
     multiple = 2 * STRIDE if config.coarse_steps else STRIDE
-    if any(value % multiple for size in sizes for value in size):
-        raise ReconError(f"sizes_px must be multiples of {multiple}, found {', '.join(config.sizes_px)}")
+    sizes = [tuple(map(int, size.split("x"))) for size in config.sizes_px if re.fullmatch(r"[1-9]\d*x[1-9]\d*", size)]
+    if not sizes or len(sizes) < len(config.sizes_px) or any(value % multiple for size in sizes for value in size):
+        raise ReconError(f"sizes_px must be sizes like 192x128 with sides in multiples of {multiple}, found {list(config.sizes_px)}")
     views = (config.views_per_shard, config.views_per_scene)
     folder = shards_folder(out / "shards", config.seed, *views)
     shapes = [ShardShape(*sizes[index % len(sizes)], *views) for index in range(config.num_shards + 2)]
@@ -239,6 +245,8 @@ def validate(network: torch.nn.Module, batches: Shuffled, config: StudentConfig)
 
 def save_weights(state: TrainingState, path: Path) -> Path:
     """Write the running average with what it was trained on in the header, and the recipe beside it."""
-    save_halved(state.average.module, path, {"method": "student", "trained_on": ["phantom"]})
+    start = state.config.initial_weights
+    before = model_info("student").seen(start) if start is not None else ()
+    save_halved(state.average.module, path, {"method": "student", "trained_on": list(dict.fromkeys(["phantom", *before]))})
     write_json(path.with_suffix(".json"), {"config": recipe(state.config), "steps": state.step})
     return path
