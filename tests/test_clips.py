@@ -330,7 +330,7 @@ def test_a_video_gives_each_frame_its_own_picture(tmp_path):
     assert clips.notes == ("tiles: 1 of 40 frames are skipped: 1 black",)  # frame 0 has no white tile
     batch = clips.batch(0, len(clips))
     seen = [[tile_number(frame.permute(1, 2, 0).numpy() * 255) for frame in clip] for clip in batch.color]
-    assert seen == batch.frame_indices.tolist() and len(seen) == 35  # the tile's jump to the other row counts as a cut
+    assert seen == batch.frame_indices.tolist() and len(seen) == 35  # from 31 to 32 six tiles change at once: a cut
 
 
 def test_phantoms_are_recordings(tmp_path):

@@ -2,7 +2,7 @@
 
 Which clips exist is decided by the recordings (`clip_store`), which of them a step sees by the seed and the step alone: a run
 that goes on at step n reads nothing of the steps before, and the number of workers changes nothing. A clip never crosses a
-recording, a skipped frame, or the border between training and validation.
+recording, a cut, a skipped frame, or the border between training and validation.
 """
 
 from __future__ import annotations

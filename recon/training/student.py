@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 class StudentConfig:
     """What `recon train` reads from its file."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 1
     """Raised whenever the same recipe trains otherwise: another network, other shards, another light."""
 
     num_shards: int = bounded(64, 1)
