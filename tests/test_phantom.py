@@ -12,7 +12,7 @@ from recon.data.phantom.noise import noise_volume, random_noise, sample_noise
 from recon.data.phantom.randomize import random_imaging, random_lens
 from recon.data.phantom.render import render
 from recon.data.phantom.scene import Material, Scene
-from recon.data.phantom.shading import Imaging, scope_mask
+from recon.data.phantom.shading import Imaging, flattened, scope_mask
 from recon.geometry.cameras import project, ray_grid
 from recon.types import Camera, ReconError
 
@@ -29,6 +29,20 @@ def sphere_scene(radius_mm: float, material: Material = MATT) -> Scene:
 def plane_scene(distance_mm: float) -> Scene:
     corners = np.array([[-500.0, -500, distance_mm], [500, -500, distance_mm], [500, 500, distance_mm], [-500, 500, distance_mm]])
     return Scene((Surface(corners, np.array([[0, 1, 2], [0, 2, 3]])),), (MATT,), np.eye(4)[None], noise_volume(0))
+
+
+def test_local_tone_mapping_evens_slow_changes_out_and_leaves_fine_ones():
+    """A ramp of brightness goes by its share, a fine grid on it stays, and the mean of the logs stays."""
+    across = torch.linspace(-2, 2, 128).expand(1, 96, 128)
+    grid = 0.2 * (torch.arange(128) % 2 * 2 - 1.0)
+    lit = torch.ones(1, 96, 128, dtype=torch.bool)
+    lit[:, :, :16] = False
+    for share in (0.0, 0.5, 1.0):
+        gain = flattened((across + grid).exp(), lit, torch.full((1, 1, 1), share))
+        slope = (across + gain.log())[0, 48, 32:112].diff().mean() / across[0, 48].diff().mean()
+        assert abs(slope - (1 - share)) < 0.05
+        assert abs(gain.log()[lit].mean()) < 0.02
+        assert (gain.log()[:, :, 32:112].diff(dim=2).abs() < 0.05 * share + 1e-6).all()
 
 
 def test_distance_in_a_sphere_is_its_radius():

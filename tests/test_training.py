@@ -24,7 +24,7 @@ from recon.training.augment import jitter, mirror
 from recon.training.checkpoints import Log, load_checkpoint
 from recon.training.relight import relight, to_batch
 from recon.training.shards import KIND_SHARES, ShardShape, Shuffled, cast_shard, to_views
-from recon.training.student import StudentConfig, TrainingState, cast_shards, learning_rate, train_student, training_step
+from recon.training.student import StudentConfig, TrainingState, cast_shards, learning_rate, predict, taught, train_student, training_step
 from recon.types import ReconError
 
 TINY = StudentConfig(
@@ -203,6 +203,34 @@ def test_training_begins_from_given_weights(tmp_path, shards):
     assert all(torch.equal(value, given[name].to(value.dtype)) for name, value in state.network.state_dict().items())
     train_in(tmp_path / "second", shards, num_steps=1, initial_weights=first)
     assert json.loads((tmp_path / "second" / "student.json").read_text())["config"]["initial_weights"] == str(first)
+
+
+def test_kept_kinds_are_held_to_the_initial_weights_and_the_rest_to_the_truth(tmp_path, shards):
+    """At the first step the network still says what it is held to; later it may not have moved there, and has elsewhere."""
+    first = train_in(tmp_path / "first", shards)
+    config = dataclasses.replace(TINY, initial_weights=first, kept_kinds=("tube", "nasal"), num_parts=1)
+    state, stored = TrainingState(config), np.concatenate([np.load(path) for path in sorted(shards.glob("*_64x64.npy"))])
+    views = to_views(stored, "cpu")
+    assert [TRAINING_KINDS[kind] for kind in stored["kind"]] == views.kinds
+    batch = relight(views, np.random.default_rng(0))
+    target = taught(batch, views.kinds, state)
+    kept = torch.tensor([kind in config.kept_kinds for kind in views.kinds])
+    assert kept.any() and not kept.all()
+    said = predict(state.network.eval(), batch, config)[0]
+    assert torch.allclose(target[kept], said[kept], atol=1e-4) and torch.equal(target[~kept], batch.log_distance[~kept])
+    statistics = {name: value.clone() for name, value in state.network.named_buffers()}
+    for _ in range(3):
+        training_step(state, views_of(shards), config)
+    assert all(torch.equal(value, statistics[name]) for name, value in state.network.named_buffers())
+    assert torch.equal(taught(batch, views.kinds, state), target)
+    assert not torch.equal(predict(state.network, batch, config)[0], said)
+
+
+def test_keeping_what_nobody_has_learnt_is_refused(tmp_path):
+    with pytest.raises(ReconError, match="give initial_weights"):
+        train_student(dataclasses.replace(TINY, kept_kinds=("nasal",)), tmp_path)
+    with pytest.raises(ReconError, match="names stomach, expected some of tube"):
+        train_student(dataclasses.replace(TINY, kept_kinds=("stomach",)), tmp_path)
 
 
 def test_weights_say_what_those_they_began_from_had_seen(tmp_path, shards):

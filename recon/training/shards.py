@@ -24,11 +24,11 @@ from recon.data.phantom.variety import TRAINING_KINDS, training_scene
 from recon.io.atomic import atomic_path
 from recon.types import ReconError
 
-KIND_SHARES = {"tube": 0.24, "nasal": 0.14, "cavity": 0.20, "relief": 0.12, "void": 0.20, "smooth": 0.10}
+KIND_SHARES = {"tube": 0.20, "nasal": 0.18, "cavity": 0.22, "relief": 0.10, "void": 0.20, "smooth": 0.10}
 UNITS = 32767.0
 """Of the stored components of unit vectors."""
 NOISE_UNITS = 30.0
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever the same seed would be rendered or stored differently; `GENERATOR_VERSION` speaks for the scenes of recordings."""
 
 
@@ -48,7 +48,7 @@ class ShardShape:
             [
                 ("distance", np.float32, size), ("rays", np.int16, (*size, 2)), ("normal", np.int16, (*size, 3)),
                 ("object", np.uint8, size), ("noise", np.int8, (*size, NUM_NOISES)), ("unlit", bool, size), ("on_tool", bool, size),
-                ("lamp_mm", np.float32, 3), ("num_tissues", np.uint8), ("num_objects", np.uint8),
+                ("lamp_mm", np.float32, 3), ("num_tissues", np.uint8), ("num_objects", np.uint8), ("kind", np.uint8),
             ]
         )  # fmt: skip
 
@@ -65,11 +65,12 @@ def cast_shard(path: Path, shape: ShardShape, seed: int) -> None:
     rng = np.random.default_rng(seed)
     count = 0
     while count < shape.num_views:
-        kind = rng.choice(TRAINING_KINDS, p=[KIND_SHARES[k] for k in TRAINING_KINDS])
-        scene = training_scene(str(kind), int(rng.integers(2**31)))
+        kind = str(rng.choice(TRAINING_KINDS, p=[KIND_SHARES[k] for k in TRAINING_KINDS]))
+        scene = training_scene(kind, int(rng.integers(2**31)))
         for _ in range(min(shape.views_per_scene, shape.num_views - count)):
             if not _cast_view(views[count], scene, rng, shape):
                 break
+            views[count]["kind"] = TRAINING_KINDS.index(kind)
             count += 1
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.save(file, views)
@@ -107,6 +108,8 @@ class Views:
     num_tissues: list[int]
     """Per view; objects from this number on are parts of an instrument."""
     num_objects: list[int]
+    kinds: list[str]
+    """Per view, of TRAINING_KINDS."""
 
     def every_second(self) -> Views:
         """Half the size: every second pixel of every second row, with its own ray."""
@@ -133,7 +136,8 @@ def to_views(stored: np.ndarray, device: str) -> Views:
         unlit=tensor("unlit").float(),
         lamp_mm=tensor("lamp_mm"),
     )
-    return Views(buffers, tensor("on_tool"), stored["num_tissues"].tolist(), stored["num_objects"].tolist())
+    kinds = [TRAINING_KINDS[index] for index in stored["kind"]]
+    return Views(buffers, tensor("on_tool"), stored["num_tissues"].tolist(), stored["num_objects"].tolist(), kinds)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,16 @@ import math
 import multiprocessing
 import re
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from recon.data.phantom.variety import TRAINING_KINDS
 from recon.io.atomic import write_json
 from recon.losses.depth import gradient_residual, laplace_nll, log_residual
 from recon.models import model_info
@@ -34,7 +37,7 @@ logger = logging.getLogger(__name__)
 class StudentConfig:
     """What `recon train` reads from its file."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     """Raised whenever the same recipe trains otherwise: another network, other shards, another light."""
 
     num_shards: int = bounded(64, 1)
@@ -64,6 +67,9 @@ class StudentConfig:
     seed: int = bounded(0, 0)
     initial_weights: Path | None = None
     """Weights to begin from; None begins from random numbers."""
+    kept_kinds: tuple[str, ...] = ()
+    """Kinds of scenes on which the network goes on saying what the initial weights say, whatever the truth (learning without
+    forgetting, Li & Hoiem 2017): renders of them are the least like real pictures. Statistics of normalisation stay as well."""
     num_threads: int = bounded(0, 0)
     """0 means all."""
     num_workers: int = bounded(2, 0)
@@ -81,6 +87,10 @@ def train_student(config: StudentConfig, out: Path, stop_after: int | None = Non
     """
     if not 1 <= config.num_parts <= config.batch_size:
         raise ReconError(f"num_parts is {config.num_parts}, expected 1 to {config.batch_size}, the views of a batch")
+    if strange := [kind for kind in config.kept_kinds if kind not in TRAINING_KINDS]:
+        raise ReconError(f"kept_kinds names {', '.join(strange)}, expected some of {', '.join(TRAINING_KINDS)}")
+    if config.kept_kinds and config.initial_weights is None:
+        raise ReconError("kept_kinds keeps what the initial weights say: give initial_weights, the file to begin from")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
@@ -139,9 +149,11 @@ class TrainingState:
         if config.initial_weights is not None:
             load_weights(self.network, config.initial_weights)
         self.network.to(config.device, memory_format=torch.channels_last)
+        self.first = copy.deepcopy(self.network).eval().requires_grad_(False) if config.kept_kinds else None
+        """What `kept_kinds` are held to."""
         self.replicas = [self.network, *(replica(self.network) for _ in range(config.num_parts - 1))]
         self.average = torch.optim.swa_utils.AveragedModel(
-            self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
+            self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema_decay), use_buffers=self.first is None
         )
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         self.step = 0
@@ -190,12 +202,23 @@ def backward(state: TrainingState, part: int, views: Views, config: StudentConfi
     batch = relight(views.every_second() if state.step < config.coarse_steps else views, rng)
     batch = augment(batch, torch.Generator().manual_seed(int(rng.integers(2**63))))
     network = state.replicas[part]
-    network.train()
+    network.train(state.first is None)
     network.zero_grad(set_to_none=True)
-    losses = compute_losses(network, batch, config)
+    losses = compute_losses(network, batch, config, taught(batch, views.kinds, state))
     total = losses["depth"] + config.gradient_weight * losses["gradient"] + config.uncertainty_weight * losses["uncertainty"]
     total.backward()
     return {name: float(value.detach()) for name, value in {**losses, "total": total}.items()}
+
+
+@torch.no_grad()
+def taught(batch: Batch, kinds: list[str], state: TrainingState) -> Float[Tensor, "b h w"]:
+    """The log-distances that the network is to say: the truth, but on kept kinds what the initial weights say."""
+    kept = [index for index, kind in enumerate(kinds) if kind in state.config.kept_kinds]
+    if not kept:
+        return batch.log_distance
+    target = batch.log_distance.clone()
+    target[kept] = predict(state.first, Batch(**{f.name: getattr(batch, f.name)[kept] for f in fields(Batch)}), state.config)[0]
+    return target
 
 
 def learning_rate(step: int, config: StudentConfig) -> float:
@@ -210,19 +233,27 @@ def learning_rate(step: int, config: StudentConfig) -> float:
     return config.learning_rate * max(1 - math.sqrt(max(progress, 0.0)), 0.01)
 
 
-def compute_losses(network: torch.nn.Module, batch: Batch, config: StudentConfig) -> dict[str, torch.Tensor]:
-    """Mean losses over the pixels whose distance is known."""
+def predict(network: torch.nn.Module, batch: Batch, config: StudentConfig) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]]:
+    """Log-distance and the log of its Laplace scale."""
     seen = student_input(batch.image, batch.rays, batch.mask).contiguous(memory_format=torch.channels_last)
     with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bfloat16):
         log_distance, log_scale = network(seen)
-    log_distance, log_scale = log_distance.float(), log_scale.float()
-    residual = log_residual(log_distance, batch.log_distance, batch.known)
+    return log_distance.float(), log_scale.float()
+
+
+def compute_losses(
+    network: torch.nn.Module, batch: Batch, config: StudentConfig, target: Float[Tensor, "b h w"]
+) -> dict[str, torch.Tensor]:
+    """Mean losses over the pixels whose distance is known: of the depth to `target`, of its uncertainty by the error against the truth."""
+    log_distance, log_scale = predict(network, batch, config)
+    residual = log_residual(log_distance, target, batch.known)
+    error = log_residual(log_distance.detach(), batch.log_distance, batch.known)
     num_known = batch.known.sum().clamp_min(1)
     gradients = [gradient_residual(residual, batch.known, step) for step in (1, 2, 4, 8)]
     return {
         "depth": residual.abs().sum() / num_known,
         "gradient": torch.stack(gradients).sum() / num_known / len(gradients),
-        "uncertainty": (laplace_nll(residual.detach(), log_scale) * batch.known).sum() / num_known,
+        "uncertainty": (laplace_nll(error, log_scale) * batch.known).sum() / num_known,
     }
 
 
@@ -233,10 +264,8 @@ def validate(network: torch.nn.Module, batches: Shuffled, config: StudentConfig)
     sums: dict[str, float] = {}
     for step in range(len(batches.places)):
         batch = relight(batches[step], np.random.default_rng([config.seed, step]))
-        losses = compute_losses(network, batch, config)
-        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bfloat16):
-            log_distance, _ = network(student_input(batch.image, batch.rays, batch.mask))
-        residual = log_residual(log_distance.float(), batch.log_distance, batch.known)
+        losses = compute_losses(network, batch, config, batch.log_distance)
+        residual = log_residual(predict(network, batch, config)[0], batch.log_distance, batch.known)
         losses["abs_rel"] = ((residual.exp() - 1).abs() * batch.known).sum() / batch.known.sum().clamp_min(1)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value) / len(batches.places)

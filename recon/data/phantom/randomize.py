@@ -62,6 +62,7 @@ def random_imaging(rng: np.random.Generator) -> Imaging:
         scope_cut=rng.uniform(1.2, 1.75) if mask == "cut" else 0.0,
         highlight_gain=np.exp(rng.normal(0, 1.0)),
         shadow=rng.uniform(0.6, 1.0) if rng.random() < 0.5 else 0.0,
+        flattening=rng.uniform(0.1, 0.6) if rng.random() < 0.4 else 0.0,
     )
 
 

@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+from torch.nn import functional
 
 from recon.data.phantom.noise import sample_noise
 from recon.data.phantom.scene import Material
 
+TONE_PX = 8
+"""Side of the cells over which local tone mapping averages; between them it is smooth."""
 NUM_NOISES = 9
 """Patches (2), vessels (2 octaves), grain, speckle, tilt (3)."""
 
@@ -37,6 +40,8 @@ class Imaging:
     gamma: float = 2.2
     knee: float = 0.8
     """Above this the tone curve bends instead of clipping."""
+    flattening: float = 0.0
+    """Share of the slow changes of log-brightness that the processor evens out (local tone mapping)."""
     white_balance: tuple[float, float, float] = (1.0, 1.0, 1.0)
     vignetting: float = 0.2
     noise: float = 0.012
@@ -148,12 +153,25 @@ def expose(
     ]
     gain = each(imaging, "exposure_target", device) ** each(imaging, "gamma", device)
     value = value * (gain / torch.stack(reference)[:, None, None].clamp_min(1e-12))[..., None]
+    value = value * flattened(value.mean(-1), lit, each(imaging, "flattening", device))[..., None]
     grain = torch.randn(value.shape, generator=generator).to(device)
     value = value + grain * 0.6 * each(imaging, "noise", device)[..., None] * (value.clamp_min(0) + 0.02).sqrt()
     value = value.clamp_min(0) ** (1 / each(imaging, "gamma", device)[..., None])
     knee = each(imaging, "knee", device)[..., None]
     bent = knee + (1 - knee) * (1 - torch.exp(-(value - knee) / (1 - knee)))
     return (torch.where(value > knee, bent, value).clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+
+
+def flattened(luminance: Float[Tensor, "b h w"], lit: Bool[Tensor, "b h w"], share: Float[Tensor, "b 1 1"]) -> Float[Tensor, "b h w"]:
+    """Gains that take `share` of the slow part of log-brightness away and keep its mean over what is lit: local tone mapping."""
+    logs = torch.where(lit, luminance.clamp_min(1e-4).log(), 0.0)
+    size = [max(side // TONE_PX, 1) for side in luminance.shape[1:]]
+    sums, counts = (functional.adaptive_avg_pool2d(layer[:, None], size) for layer in (logs, lit.float()))
+    mean = (logs.flatten(1).sum(1) / lit.flatten(1).sum(1).clamp_min(1))[:, None, None, None]
+    # Cells with nothing lit take the mean; a box over nine cells makes the rest slow.
+    sums, counts = (functional.avg_pool2d(layer, 3, 1, 1) for layer in (sums + 1e-3 * mean, counts + 1e-3))
+    slow = functional.interpolate(sums / counts, luminance.shape[1:], mode="bilinear")
+    return torch.exp(-share * (slow - mean)[:, 0])
 
 
 def each(imaging: Sequence[Imaging], name: str, device: torch.device | str) -> Float[Tensor, "b 1 1"]:
