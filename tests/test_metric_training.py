@@ -152,6 +152,7 @@ def test_samples_keep_depth_with_its_picture(tmp_path):
     np.testing.assert_allclose(plain.color[0].permute(1, 2, 0).numpy() * 255, image, atol=0.51)
     chosen = held_out(samples, 0.1)
     assert np.flatnonzero(chosen).tolist() == [22, 23]
+    assert np.flatnonzero(held_out(samples, 0.1, gap=5)).tolist() == list(range(17, 24)) and held_out(samples, 0.1, gap=99).all()
 
 
 def test_unrelated_views_are_held_out_one_in_so_many(tmp_path):

@@ -122,6 +122,19 @@ def test_files_of_any_segmenter_are_read_by_recording_and_frame(tmp_path, place)
     assert (labels.of_targets(clip(flipped=True))[..., :24] == 7).all()
 
 
+def test_labels_of_several_recordings_are_told_apart_by_their_names(tmp_path):
+    write_png(tmp_path / "000004.png", np.zeros((64, 96), np.uint8))
+    labels = SegmentLabels(tmp_path)
+    labels.begin(("tube", "void"))
+    with pytest.raises(ReconError, match=r"tube/000004\.png does not exist"):
+        labels.of_targets(clip())
+    labels.begin(("tube",))
+    assert not labels.of_targets(clip()).any()
+    with pytest.raises(ReconError, match="several recordings are called tube; rename them"):
+        labels.begin(("tube", "void", "tube"))
+    SegmentLabels(None).begin(("tube", "tube"))
+
+
 def test_labels_that_are_missing_are_made_once_and_kept(tmp_path):
     made = []
 

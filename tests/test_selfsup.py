@@ -267,6 +267,25 @@ def test_what_is_learned_from_chooses_nothing(tmp_path, validation):
     assert {name for name, _ in used_by(clips.validation)} == {"phantom_tube_4"}
 
 
+def test_stretches_are_held_out_of_a_recording_once(tmp_path):
+    """Else another copy of it would teach what is held out."""
+    longer = SHORT.replace("frames=24", "frames=30")
+    with pytest.raises(ReconError, match=r"sources: phantom:tube\?seed=3.* and phantom:tube\?seed=3.* show the same"):
+        open_clips(config_of("monodepth2", (SHORT, longer)), tmp_path)
+    other = SHORT.replace("seed=3", "seed=4")
+    assert len(open_clips(config_of("monodepth2", (SHORT, longer), validation_sources=(other,)), tmp_path).training.stored) == 2
+
+
+def test_a_training_begun_on_a_cpu_goes_on_with_scaled_losses(tmp_path):
+    """A scaler that scaled nothing leaves nothing to go on from."""
+    config = config_of("monodepth2", (SHORT,))
+    TrainingState(METHODS["monodepth2"](config), ("phantom",)).save(tmp_path / "checkpoint.pt")
+    state = TrainingState(METHODS["monodepth2"](config), ("phantom",))
+    state.scalers = [torch.amp.GradScaler("cpu", init_scale=8.0) for _ in state.scalers]
+    state.load(tmp_path / "checkpoint.pt")
+    assert [scaler.get_scale() for scaler in state.scalers] == [8.0]
+
+
 def test_a_folder_and_what_lies_in_it_are_one_recording(tmp_path):
     write_c3vd(tmp_path / "data", count=6)
     (tmp_path / "link").symlink_to(tmp_path / "data")

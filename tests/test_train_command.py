@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from recon.io.depth import read_depth
 from recon.models import model_info
 from recon.models.depth_anything import SIZES, DepthAnythingSize
 from recon.models.vit import VitSize
+from recon.pipeline.lock import run_lock
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "train"
@@ -128,7 +130,13 @@ def test_mistakes_are_named(capsys, tmp_path):
     assert code == 2 and "did you mean 'num_epochs'" in err
     code, _, err = call(capsys, *words_of("af_sfm", tmp_path, source=str(tmp_path / "nowhere")))
     assert code == 2 and "nowhere" in err and not (tmp_path / "best").exists()
+    with run_lock(tmp_path / "busy"):
+        code, _, err = call(capsys, *words_of("af_sfm", tmp_path / "busy"))
+    assert code == 1 and f"busy is in use by process {os.getpid()}" in err
     recipe = tmp_path / "own.toml"
+    recipe.write_text('method = ["student"]\n')
+    code, _, err = call(capsys, "train", recipe)
+    assert code == 2 and "no method ['student']" in err
     recipe.write_text('method = "midas"\n')
     code, _, err = call(capsys, "train", recipe)
     assert code == 2 and "no method 'midas'; it is one of: student, monodepth2, af_sfm, endodac" in err

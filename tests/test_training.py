@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,15 +17,26 @@ from recon.data.phantom.render import render
 from recon.data.phantom.shading import Imaging, expose, looks_of, shade
 from recon.data.phantom.variety import TRAINING_KINDS, training_scene
 from recon.models import UNSTATED, model_info
-from recon.models.student import INPUTS, Student
+from recon.models.student import INPUTS, WEIGHTS, Student
 from recon.models.weights import read_checkpoint, save_halved, training_facts
 from recon.pipeline.config import build_config
 from recon.training import shards as shards_module
 from recon.training.augment import jitter, mirror
 from recon.training.checkpoints import Log, load_checkpoint
 from recon.training.relight import relight, to_batch
-from recon.training.shards import KIND_SHARES, ShardShape, Shuffled, cast_shard, to_views
-from recon.training.student import StudentConfig, TrainingState, cast_shards, learning_rate, predict, taught, train_student, training_step
+from recon.training.shards import KIND_SHARES, Batch, ShardShape, Shuffled, cast_shard, to_views
+from recon.training.student import (
+    StudentConfig,
+    TrainingState,
+    backward,
+    cast_shards,
+    compute_losses,
+    learning_rate,
+    predict,
+    taught,
+    train_student,
+    training_step,
+)
 from recon.types import ReconError
 
 TINY = StudentConfig(
@@ -58,10 +70,13 @@ def train_in(folder, shards, **changes):
     return train_student(dataclasses.replace(TINY, **changes), folder, stop_after)
 
 
-def test_a_resumed_run_leaves_the_same_weights(tmp_path, shards):
-    unbroken = train_in(tmp_path / "unbroken", shards)
-    train_in(tmp_path / "broken", shards, stop_after=5)
-    resumed = train_in(tmp_path / "broken", shards)
+@pytest.mark.parametrize("kept_kinds", [(), ("nasal", "tube")])
+def test_a_resumed_run_leaves_the_same_weights(tmp_path, shards, kept_kinds):
+    start = train_in(tmp_path / "start", shards, num_steps=1) if kept_kinds else None
+    changes = {"num_parts": 2, "kept_kinds": kept_kinds, "initial_weights": start}
+    unbroken = train_in(tmp_path / "unbroken", shards, **changes)
+    train_in(tmp_path / "broken", shards, stop_after=5, **changes)
+    resumed = train_in(tmp_path / "broken", shards, **changes)
     assert unbroken.read_bytes() == resumed.read_bytes()
 
 
@@ -106,6 +121,44 @@ def test_shards_of_another_recipe_are_cast_anew(tmp_path, monkeypatch):
     assert len(cast) == 4 * 5 + 3
 
 
+def test_other_weights_under_the_same_name_are_another_recipe(tmp_path, shards):
+    """What a resumed training begins from, and is held to, is the file that it began with."""
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(train_in(tmp_path / "first", shards, num_steps=1).read_bytes())
+    train_in(tmp_path / "run", shards, stop_after=1, initial_weights=start)
+    start.write_bytes(train_in(tmp_path / "second", shards, num_steps=2).read_bytes())
+    with pytest.raises(ReconError, match="another initial_weights_sha256"):
+        train_in(tmp_path / "run", shards, initial_weights=start)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_and_spoils_no_checkpoint(tmp_path, shards):
+    train_in(tmp_path / "run", shards, stop_after=2)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    checkpoint["network"]["head.1.bias"][0] = torch.nan
+    torch.save(checkpoint, tmp_path / "run" / "checkpoint.pt")
+    spoiled = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    with pytest.raises(ReconError, match="not finite at step 2: lower learning_rate"):
+        train_in(tmp_path / "run", shards)
+    assert spoiled != before and (tmp_path / "run" / "checkpoint.pt").read_bytes() == spoiled
+
+
+def test_shards_that_the_disk_cannot_hold_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("recon.training.student.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(ReconError, match=r"4 shards of views take [0-9.]+ GB, but .* has 0\.0 GB left"):
+        cast_shards(dataclasses.replace(TINY, views_per_shard=8000), tmp_path)
+
+
+def test_a_recipe_is_judged_before_its_shards_are_cast(tmp_path):
+    strange = tmp_path / "strange.safetensors"
+    safetensors.torch.save_file({"other": torch.zeros(1)}, strange)
+    with pytest.raises(ReconError, match="strange"):
+        train_student(dataclasses.replace(TINY, initial_weights=strange), tmp_path / "run")
+    with pytest.raises(ReconError, match="batch_size is 9, expected at most 8"):
+        train_student(dataclasses.replace(TINY, batch_size=9), tmp_path / "run")
+    assert not list(tmp_path.rglob("*.npy"))
+
+
 def test_the_weights_say_what_they_have_seen(tmp_path, shards):
     weights = train_in(tmp_path / "run", shards, num_steps=1)
     assert training_facts(weights) == {"method": "student", "trained_on": ["phantom"]}
@@ -113,6 +166,9 @@ def test_the_weights_say_what_they_have_seen(tmp_path, shards):
     silent = tmp_path / "silent.safetensors"
     silent.write_bytes(safetensors.torch.save(read_checkpoint(weights)))
     assert model_info("student").seen(silent) == UNSTATED
+    copied = tmp_path / "copied.safetensors"
+    copied.write_bytes(WEIGHTS.read_bytes())
+    assert model_info("student").seen(copied) == ("phantom",), "the packaged file under another name"
     exported = tmp_path / "own.pt2"
     torch.save({}, exported)  # an archive, as torch.export.save writes one
     assert model_info(str(exported)).seen() == UNSTATED
@@ -139,6 +195,7 @@ def test_a_foreign_checkpoint_is_named(tmp_path, content, found):
 
 
 def test_a_log_keeps_what_the_last_checkpoint_has_done_and_nothing_without_one(tmp_path):
+    (tmp_path / "patients.csv").write_text("2024-01-01,7\n")
     for num_done, kept in ((0, []), (2, ["step,error", "0,1", "2,1"])):
         (tmp_path / "validation.csv").write_text("step,error\n0,1\n2,1\n4,1\n5,")
         log = Log(tmp_path, num_done)
@@ -146,6 +203,7 @@ def test_a_log_keeps_what_the_last_checkpoint_has_done_and_nothing_without_one(t
         log.add("validation", 3, {"error": 0.5})
         log.close()
         assert (tmp_path / "validation.csv").read_text().splitlines() == [*(kept or ["step,error"]), "3,0.5"]
+    assert (tmp_path / "patients.csv").read_text() == "2024-01-01,7\n", "files of others stay as they are"
 
 
 def test_one_seed_one_shard(tmp_path):
@@ -173,7 +231,7 @@ def test_mirrors_turn_rays_with_the_picture(shards):
     assert all(torch.equal(getattr(again, f.name), getattr(batch, f.name)) for f in dataclasses.fields(batch))
 
 
-def test_parts_of_a_batch_make_one_step(shards):
+def test_parts_of_a_batch_make_one_step(shards, monkeypatch):
     """Threads share parameters, deal the views out among them, and leave the mean of their gradients; a step repeats itself."""
     views, config = views_of(shards), dataclasses.replace(TINY, num_parts=2)
     whole, parts = views[0].buffers.distance, [part.buffers.distance for part in views.parts(0, 2)]
@@ -182,10 +240,16 @@ def test_parts_of_a_batch_make_one_step(shards):
     for _ in range(2):
         torch.manual_seed(0)
         state = TrainingState(config)
+        gradients = []
+        for part, own_views in enumerate(views.parts(0, 2)):
+            backward(state, part, own_views, config)
+            gradients.append(state.replicas[part].head[1].bias.grad.clone())
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
         training_step(state, views, config)
         own, other = (dict(network.named_parameters()) for network in state.replicas)
         assert all(torch.equal(own[name], other[name]) for name in own)
         assert not torch.equal(*(network.stages[0][0][1].running_mean for network in state.replicas))
+        assert torch.equal(own["head.1.bias"].grad, (gradients[0] + gradients[1]) / 2) and not torch.equal(*gradients)
         after.append(state.network.state_dict())
     assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
 
@@ -218,12 +282,17 @@ def test_kept_kinds_are_held_to_the_initial_weights_and_the_rest_to_the_truth(tm
     assert kept.any() and not kept.all()
     said = predict(state.network.eval(), batch, config)[0]
     assert torch.allclose(target[kept], said[kept], atol=1e-4) and torch.equal(target[~kept], batch.log_distance[~kept])
+    only_kept = Batch(**{f.name: getattr(batch, f.name)[kept] for f in dataclasses.fields(batch)})
+    with torch.no_grad():
+        held, true = (float(compute_losses(state.network, only_kept, config, t[kept])["depth"]) for t in (target, batch.log_distance))
+    assert held < 1e-4 < 0.02 < true
     statistics = {name: value.clone() for name, value in state.network.named_buffers()}
     for _ in range(3):
         training_step(state, views_of(shards), config)
     assert all(torch.equal(value, statistics[name]) for name, value in state.network.named_buffers())
     assert torch.equal(taught(batch, views.kinds, state), target)
-    assert not torch.equal(predict(state.network, batch, config)[0], said)
+    everything = dataclasses.replace(config, kept_kinds=TRAINING_KINDS)
+    assert backward(TrainingState(everything), 0, views, everything)["depth"] < 1e-4 < 0.02 < backward(state, 0, views, config)["depth"]
 
 
 def test_keeping_what_nobody_has_learnt_is_refused(tmp_path):

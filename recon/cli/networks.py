@@ -13,6 +13,7 @@ from rich.table import Table
 
 from recon.cli.results import stdout
 from recon.pipeline.config import build_config, read_table
+from recon.pipeline.lock import run_lock
 from recon.types import ReconError
 
 FIELDS = ("name", "parameters", "trainable", "licence", "weights", "output", "trained_on")
@@ -49,12 +50,14 @@ def train(arguments: argparse.Namespace) -> int:
 
     table = read_table(arguments.config, arguments.overrides)
     name, known = table.pop("method", "student"), trainings()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ReconError(f"{arguments.config}: there is no method {name!r}; it is one of: {', '.join(known)}")
     config = build_config(known[name].config, table, str(arguments.config))
     _check_weights(config)
     config = replace(config, device=torch_device(config.device))
-    weights = known[name].run(config, _made(arguments.out or Path("runs") / arguments.config.stem))
+    out = _made(arguments.out or Path("runs") / arguments.config.stem)
+    with run_lock(out):
+        weights = known[name].run(config, out)
     stdout.print(f"weights {weights}", soft_wrap=True)
     return 0
 

@@ -104,9 +104,9 @@ class ModelInfo:
 
     def seen(self, given: Path | None = None) -> tuple[str, ...]:
         """What the weights in use were trained on; UNSTATED alone where nobody says."""
-        from recon.models.weights import training_facts
+        from recon.models.weights import sha256, training_facts
 
-        if given is None:
+        if given is None or (self.packaged is not None and given.is_file() and sha256(given) == sha256(self.packaged)):
             return self.trained_on
         facts = training_facts(given)
         if "trained_on" in facts:

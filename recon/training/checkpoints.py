@@ -12,12 +12,14 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from recon.io.atomic import atomic_path, write_text
+from recon.models.weights import TRAINED, sha256
 from recon.types import ReconError
 
 UNKEYED = (
     "num_threads", "num_workers", "device", "checkpoint_minutes", "validate_every", "patience",
 )  # fmt: skip
 """Settings that may change between the parts of one training."""
+LOGS = ("losses", "validation")
 
 
 def save_checkpoint(path: Path, config: Any, step: int, parts: dict[str, Any]) -> None:
@@ -54,8 +56,13 @@ def load_checkpoint(path: Path, config: Any) -> dict[str, Any] | None:
 
 
 def recipe(config: Any) -> dict[str, Any]:
-    """What decides a training's outcome, in plain values; `version` is the config's VERSION, raised where the code trains otherwise."""
+    """What decides a training's outcome, in plain values; `version` is the config's VERSION, raised where the code trains otherwise.
+
+    Files that a training begins from are told by their SHA-256 as well: another one of the same name makes another training.
+    """
     values = {"version": getattr(config, "VERSION", 1), **asdict(config)}
+    paths = {name: path / TRAINED if path.is_dir() else path for name, path in values.items() if isinstance(path, Path)}
+    values |= {f"{name}_sha256": sha256(path) for name, path in paths.items() if path.is_file()}
     return {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in values.items()
@@ -72,14 +79,16 @@ class Log:
     def __init__(self, folder: Path, num_done: int) -> None:
         self.folder = folder
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=num_done + 1 if num_done else 0)
-        for path in folder.glob("*.csv"):
+        for path in (folder / f"{name}.csv" for name in LOGS):
+            if not path.exists():
+                continue
             lines = path.read_text().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]
             kept = [line for line in whole if not line[0].isdigit() or int(line.partition(",")[0]) <= num_done]
             write_text(path, "".join(kept) if num_done else "")
 
     def add(self, name: str, step: int, values: dict[str, float]) -> None:
-        """Append a row to `name`.csv and to TensorBoard; `step` counts the steps done."""
+        """Append a row to `name`.csv, of LOGS, and to TensorBoard; `step` counts the steps done."""
         path = self.folder / f"{name}.csv"
         is_new = not path.exists() or not path.stat().st_size
         with path.open("a", newline="") as file:

@@ -30,6 +30,8 @@ FORMAT_VERSION = 1
 """Raised whenever the same recording would be stored differently."""
 MM_PER_METRE = 1000.0
 MAX_STORED_METRES = 60_000.0
+HELD_GAP = 5
+"""Frames between what is learned from a recording and what is held out of it."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,17 @@ def _note(recording: Recording, damaged: dict[int, str]) -> str:
     return f"{recording.source}: {len(damaged)} of {len(recording.sequence.frames)} samples are left out (first: {first})"
 
 
-def held_out(samples: DepthSamples, share: float) -> Bool[np.ndarray, " n"]:
-    """True on the samples that choose the best network: one in so many of unrelated views, the last stretch of a recording."""
+def held_out(samples: DepthSamples, share: float, gap: int = 0) -> Bool[np.ndarray, " n"]:
+    """True on the samples that choose the best network: one in so many of unrelated views, the last stretch of a recording.
+
+    `gap` adds so many frames before such a stretch, which look too much like it to be learned from.
+    """
     chosen = np.zeros(len(samples), dtype=bool)
     if share == 0.0:
         return chosen
     for store, unrelated in enumerate(samples.is_unrelated):
         (own,) = np.nonzero(samples.places[:, 0] == store)
-        chosen[own[:: max(round(1.0 / share), 2)] if unrelated else own[len(own) - max(round(share * len(own)), 1) :]] = True
+        chosen[own[:: max(round(1.0 / share), 2)] if unrelated else own[max(len(own) - max(round(share * len(own)), 1) - gap, 0) :]] = True
     return chosen
 
 

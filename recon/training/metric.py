@@ -44,7 +44,7 @@ from recon.models.weights import TRAINED, TRAINING, load_weights, training_facts
 from recon.scoring.score import training_data
 from recon.training.checkpoints import Interval, Log, load_checkpoint, recipe, save_checkpoint
 from recon.training.clip_store import Recording
-from recon.training.depth_samples import DepthBatch, DepthSamples, Schedule, held_out
+from recon.training.depth_samples import HELD_GAP, DepthBatch, DepthSamples, Schedule, held_out
 from recon.training.selfsup import check_apart
 from recon.types import MAX_SEED, MAX_THREADS, ReconError, bounded
 
@@ -195,7 +195,7 @@ def open_samples(config: MetricConfig, folder: Path) -> tuple[Steps, Held]:
         held, places = Held(chosen, np.arange(len(chosen)), datasets), np.arange(len(samples))
     else:
         mask = held_out(samples, config.validation_share)
-        held, places = Held(samples, np.flatnonzero(mask), datasets), np.flatnonzero(~mask)
+        held, places = Held(samples, np.flatnonzero(mask), datasets), np.flatnonzero(~held_out(samples, config.validation_share, HELD_GAP))
     for note in dict.fromkeys((*samples.notes, *held.samples.notes)):
         logger.warning("%s", note)
     if not len(held.places):

@@ -7,7 +7,8 @@ aspect, named by the frame's place in its recording from 0. Without files, super
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -40,8 +41,17 @@ class SegmentLabels:
         if folder is not None and segmenter is None and not folder.is_dir():
             raise ReconError(f"labels {folder} is no folder: give the folder of label PNGs, or leave it out to have superpixels")
         self.folder, self.segmenter = folder, segmenter
+        self.is_flat_allowed = True
+        """Whether files may lie in the folder itself."""
         self.kept: dict[str, np.ndarray] = {}
         self.sizes: dict[str, tuple[int, int]] = {}
+
+    def begin(self, recordings: Sequence[str]) -> None:
+        """Learn the names of all recordings. Raises ReconError where two share one, for then the folder would mix them up."""
+        twice = sorted(name for name, count in Counter(recordings).items() if count > 1)
+        if self.folder is not None and twice:
+            raise ReconError(f"labels {self.folder}: several recordings are called {', '.join(twice)}; rename them, or leave labels out")
+        self.is_flat_allowed = len(recordings) < 2
 
     def of_targets(self, clips: ClipBatch) -> Int[Tensor, "b h w"]:
         """Labels of the clips' first frames, mirrored as they are, on their pixels. Raises ReconError as the class says."""
@@ -68,8 +78,9 @@ class SegmentLabels:
     def _from_folder(
         self, folder: Path, recording: str, frame: int, picture: UInt8[np.ndarray, "h w 3"]
     ) -> Int[np.ndarray, "rows columns"]:
-        files = [folder / recording / f"{frame:06d}.png", folder / f"{frame:06d}.png"]
-        file = next((file for file in files if file.is_file()), files[0])
+        file, flat = folder / recording / f"{frame:06d}.png", folder / f"{frame:06d}.png"
+        if self.is_flat_allowed and not file.is_file() and flat.is_file():
+            file = flat
         if not file.is_file():
             if self.segmenter is None:
                 remedy = f"give a label PNG for every frame of {recording}, or leave labels out to have superpixels"

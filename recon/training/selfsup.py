@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,8 @@ def train_self_supervised(name: str, config: SelfSupervisedConfig, out: Path, st
     epoch_steps = clips.training.steps_per_epoch(config.batch_size)
     last_step = config.num_epochs * epoch_steps
     state = TrainingState(METHODS[name](config), clips.datasets)
+    stored = {one.path: one.name for one in (*clips.training.stored, *clips.validation.stored)}
+    state.method.begin(tuple(stored.values()))
     state.load(out / "checkpoint.pt")
     log, due = Log(out, state.step), Interval(config.checkpoint_minutes)
     stop_step = state.step if state.is_stale else last_step
@@ -114,22 +117,27 @@ def recordings(sources: tuple[str, ...]) -> list[Recording]:
 
 
 def check_apart(training: list[Recording], validation: list[Recording]) -> None:
-    """Raise ReconError where a recording is in both.
+    """Raise ReconError where a recording is in both, or, where stretches of the training's are to be held out, in it twice."""
+    for chosen, learned in product(validation, training):
+        if _is_same(chosen, learned):
+            raise ReconError(
+                f"validation_sources: {chosen.source} is learned from as {learned.source}; give recordings that are in one of the two "
+                "only, or leave validation_sources empty to hold stretches of the sources out"
+            )
+    for first, second in combinations(training, 2):
+        if not validation and _is_same(first, second):
+            raise ReconError(
+                f"sources: {first.source} and {second.source} show the same, so what is held out of one would be learned from the "
+                "other; give every recording once, or name validation_sources"
+            )
 
-    Phantoms of one kind and seed are one scene whatever else their specs say; a folder holds what lies in it.
-    """
-    for chosen in validation:
-        for learned in training:
-            if _is_phantom(chosen) and _is_phantom(learned):
-                same = chosen.sequence.name == learned.sequence.name
-            else:
-                paths = [Path(recording.source).resolve() for recording in (chosen, learned)]
-                same = paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
-            if same:
-                raise ReconError(
-                    f"validation_sources: {chosen.source} is learned from as {learned.source}; give recordings that are in one of the two "
-                    "only, or leave validation_sources empty to hold stretches of the sources out"
-                )
+
+def _is_same(one: Recording, other: Recording) -> bool:
+    """Phantoms of one kind and seed are one scene whatever else their specs say; a folder holds what lies in it."""
+    if _is_phantom(one) and _is_phantom(other):
+        return one.sequence.name == other.sequence.name
+    paths = [Path(recording.source).resolve() for recording in (one, other)]
+    return paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
 
 
 def _is_phantom(recording: Recording) -> bool:
@@ -228,7 +236,9 @@ class TrainingState:
         for phase, state in zip(self.method.phases, checkpoint["optimizers"], strict=True):
             phase.optimizer.load_state_dict(state)
         for scaler, state in zip(self.scalers, checkpoint["scalers"], strict=True):
-            scaler.load_state_dict(state)
+            # A training that began on a CPU scaled nothing.
+            if state:
+                scaler.load_state_dict(state)
         self.step, self.best_error, self.num_stale = (checkpoint[key] for key in ("step", "best_error", "num_stale"))
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import multiprocessing
 import re
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,7 +29,7 @@ from recon.training.augment import augment
 from recon.training.checkpoints import Interval, Log, load_checkpoint, recipe, save_checkpoint
 from recon.training.relight import relight
 from recon.training.shards import Batch, ShardShape, Shuffled, Views, cast_shard, shards_folder
-from recon.types import ReconError, bounded
+from recon.types import MAX_SEED, MAX_THREADS, ReconError, bounded
 
 logger = logging.getLogger(__name__)
 
@@ -64,15 +65,15 @@ class StudentConfig:
     bfloat16: bool = True
     validate_every: int = bounded(1000, 1)
     checkpoint_minutes: float = bounded(5.0, 0.0)
-    seed: int = bounded(0, 0)
+    seed: int = bounded(0, 0, MAX_SEED)
     initial_weights: Path | None = None
     """Weights to begin from; None begins from random numbers."""
     kept_kinds: tuple[str, ...] = ()
     """Kinds of scenes on which the network goes on saying what the initial weights say, whatever the truth (learning without
     forgetting, Li & Hoiem 2017): renders of them are the least like real pictures. Statistics of normalisation stay as well."""
-    num_threads: int = bounded(0, 0)
+    num_threads: int = bounded(0, 0, MAX_THREADS)
     """0 means all."""
-    num_workers: int = bounded(2, 0)
+    num_workers: int = bounded(2, 0, 64)
     """Processes that cast shards; 0 casts in this one."""
     device: str = "cpu"
 
@@ -85,6 +86,8 @@ def train_student(config: StudentConfig, out: Path, stop_after: int | None = Non
         out: folder of shards, checkpoints and logs; an interrupted run goes on from there.
         stop_after: leave the loop after this step, as an interruption would.
     """
+    if config.batch_size > config.views_per_shard:
+        raise ReconError(f"batch_size is {config.batch_size}, expected at most {config.views_per_shard}, the views of a shard")
     if not 1 <= config.num_parts <= config.batch_size:
         raise ReconError(f"num_parts is {config.num_parts}, expected 1 to {config.batch_size}, the views of a batch")
     if strange := [kind for kind in config.kept_kinds if kind not in TRAINING_KINDS]:
@@ -94,11 +97,12 @@ def train_student(config: StudentConfig, out: Path, stop_after: int | None = Non
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
+    # What is wrong with a recipe is said before the shards are cast, which takes longest.
+    state = TrainingState(config)
+    state.load(out / "checkpoint.pt")
     shards = cast_shards(config, out)
     training = Shuffled(shards[2:], config.batch_size, config.seed, config.device)
     validation = Shuffled(shards[:2], config.batch_size, config.seed, config.device)
-    state = TrainingState(config)
-    state.load(out / "checkpoint.pt")
     due = Interval(config.checkpoint_minutes)
     log = Log(out, state.step)
     for step in range(state.step, config.num_steps):
@@ -127,6 +131,12 @@ def cast_shards(config: StudentConfig, out: Path) -> list[Path]:
     shapes = [ShardShape(*sizes[index % len(sizes)], *views) for index in range(config.num_shards + 2)]
     paths = [folder / f"{index:04d}_{shape.width_px}x{shape.height_px}.npy" for index, shape in enumerate(shapes)]
     missing = [index for index, path in enumerate(paths) if not path.exists()]
+    needed, free = sum(shapes[index].dtype.itemsize * config.views_per_shard for index in missing), shutil.disk_usage(out).free
+    if needed > free:
+        raise ReconError(
+            f"{len(missing)} shards of views take {needed / 1e9:.1f} GB, but {out} has {free / 1e9:.1f} GB left; "
+            "choose another --out, fewer num_shards or smaller sizes_px"
+        )
     jobs = [(paths[index], shapes[index], config.seed * 100_000 + index) for index in missing]
     if not config.num_workers:
         for job in jobs:
@@ -187,6 +197,8 @@ def training_step(state: TrainingState, views: Shuffled, config: StudentConfig) 
         group["lr"] = learning_rate(state.step, config)
     parts = enumerate(views.parts(state.step, config.num_parts))
     found = list(in_order(lambda numbered: backward(state, *numbered, config), parts, config.num_parts))
+    if not all(math.isfinite(losses["total"]) for losses in found):
+        raise ReconError(f"the loss is not finite at step {state.step}: lower learning_rate", exit_code=1)
     for replicas in zip(*(network.parameters() for network in state.replicas), strict=True):
         replicas[0].grad = sum(parameter.grad for parameter in replicas) / config.num_parts
     torch.nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from typing import Any
@@ -49,8 +50,10 @@ class PhantomSpec:
             raise ReconError(f"phantom has no kind {self.kind!r}; it has: {', '.join(KINDS)}")
         if self.lens not in ("fisheye", "pinhole"):
             raise ReconError(f"phantom lens is 'fisheye' or 'pinhole', found {self.lens!r}")
-        if self.frames < 2 or min(self.width, self.height) < 32 or self.step_mm <= 0:
+        if self.frames < 2 or min(self.width, self.height) < 32 or not 0 < self.step_mm < math.inf:
             raise ReconError("phantom needs frames >= 2, width and height >= 32 and step_mm > 0")
+        if self.seed < 0 or not 0 <= self.noise < math.inf:
+            raise ReconError(f"phantom needs seed >= 0 and noise >= 0, found {self.seed} and {self.noise:g}")
         if not 20 <= self.fov_deg <= (120 if self.lens == "pinhole" else 160):
             raise ReconError(f"phantom fov_deg must be 20 to 120 for a pinhole and 20 to 160 for a fisheye, found {self.fov_deg}")
 

@@ -139,6 +139,11 @@ class EndoUfmMethod(Method):
         self.start_from_imagenet()
         self.phases = (self.phase(tuple(networks), self.losses, config.learning_rate),)
 
+    def begin(self, recordings: Sequence[str]) -> None:
+        """Raises ReconError where labels cannot be told apart."""
+        if self.segments is not None:
+            self.segments.begin(recordings)
+
     def decay(self, epoch: int, network: str) -> float:
         """Once, as published."""
         return self.config.decay if epoch >= self.config.decay_epochs else 1.0
