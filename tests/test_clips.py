@@ -84,6 +84,7 @@ def test_clips_never_cross_a_cut(tmp_path):
     images = {index: other[:, 2 * index : 2 * index + WIDTH] for index in range(15, 30)}
     clips = source(tmp_path, recording("edited", 30, images=images), augment=False)
     assert [frames[0] for _, frames in all_frames(clips)] == [*range(1, 14), *range(16, 29)]
+    assert clips.notes == ("edited: clips do not cross its cuts before frames 15",)
 
 
 def test_consecutive_frames_make_longer_clips(tmp_path):
@@ -327,7 +328,8 @@ def test_a_video_gives_each_frame_its_own_picture(tmp_path):
     video = Recording(str(tmp_path / "tiles.mp4"), open_sequence(tmp_path / "tiles.mp4"))
     plan = replace(PLAN, width_px=128, height_px=64, min_motion_px=0.0, flip_share=0.0)
     clips = source(tmp_path, video, plan=plan)
-    assert clips.notes == ("tiles: 1 of 40 frames are skipped: 1 black",)  # frame 0 has no white tile
+    assert clips.notes[0] == "tiles: 1 of 40 frames are skipped: 1 black"  # frame 0 has no white tile
+    assert clips.notes[1:] == ("tiles: clips do not cross its cuts before frames 32",)
     batch = clips.batch(0, len(clips))
     seen = [[tile_number(frame.permute(1, 2, 0).numpy() * 255) for frame in clip] for clip in batch.color]
     assert seen == batch.frame_indices.tolist() and len(seen) == 35  # from 31 to 32 six tiles change at once: a cut

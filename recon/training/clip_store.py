@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 """Raised whenever the same recording would be stored or judged differently."""
+LISTED_CUTS = 8
+"""How many cuts a note names."""
 UNDECODABLE = "cannot be decoded"
 REPEAT_LEVELS = 0.25
 """Mean grey levels (of 255) by which a frame must differ from the last one kept. Coding noise of a repeated picture is below."""
@@ -102,14 +104,19 @@ class StoredRecording:
                 runs[-1].append(place)
         return [np.array(run) for run in runs if run]
 
-    def skipped_notes(self) -> list[str]:
-        """A sentence with the number of skipped frames by reason, and the first error of a decoder in full."""
-        if not self.skipped:
-            return []
-        counts = Counter(reason.partition(":")[0] for reason in self.skipped.values())
-        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-        detail = next((f" (first: {reason.partition(': ')[2]})" for reason in self.skipped.values() if ": " in reason), "")
-        return [f"{self.name}: {len(self.skipped)} of {len(self.frames)} frames are skipped: {listed}{detail}"]
+    def notes(self) -> list[str]:
+        """A sentence with the number of skipped frames by reason and the first error of a decoder in full, and one with the cuts."""
+        found = []
+        if self.skipped:
+            counts = Counter(reason.partition(":")[0] for reason in self.skipped.values())
+            listed = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+            detail = next((f" (first: {reason.partition(': ')[2]})" for reason in self.skipped.values() if ": " in reason), "")
+            found.append(f"{self.name}: {len(self.skipped)} of {len(self.frames)} frames are skipped: {listed}{detail}")
+        if self.cuts:
+            frames = ", ".join(str(self.frames[place]) for place in sorted(self.cuts)[:LISTED_CUTS])
+            more = f" and {len(self.cuts) - LISTED_CUTS} more" if len(self.cuts) > LISTED_CUTS else ""
+            found.append(f"{self.name}: clips do not cross its cuts before frames {frames}{more}")
+        return found
 
 
 def store_recording(recording: Recording, width_px: int, height_px: int, folder: Path) -> StoredRecording:

@@ -104,7 +104,7 @@ class ClipSource:
         for number, stored in enumerate(self.stored):
             places, num_static = _clips(stored, plan, part)
             clips.append(np.insert(places, 0, number, axis=1))
-            notes += stored.skipped_notes()
+            notes += stored.notes()
             if num_static:
                 notes.append(
                     f"{stored.name}: {num_static} of {num_static + len(places)} clips are left out: their picture moves less than "
