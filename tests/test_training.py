@@ -22,7 +22,7 @@ from recon.models.weights import read_checkpoint, save_halved, training_facts
 from recon.pipeline.config import build_config
 from recon.training import shards as shards_module
 from recon.training.augment import jitter, mirror
-from recon.training.checkpoints import Log, load_checkpoint
+from recon.training.checkpoints import Log, load_checkpoint, recipe
 from recon.training.relight import relight, to_batch
 from recon.training.shards import KIND_SHARES, Batch, ShardShape, Shuffled, cast_shard, to_views
 from recon.training.student import (
@@ -127,7 +127,7 @@ def test_other_weights_under_the_same_name_are_another_recipe(tmp_path, shards):
     start.write_bytes(train_in(tmp_path / "first", shards, num_steps=1).read_bytes())
     train_in(tmp_path / "run", shards, stop_after=1, initial_weights=start)
     start.write_bytes(train_in(tmp_path / "second", shards, num_steps=2).read_bytes())
-    with pytest.raises(ReconError, match="another initial_weights_sha256"):
+    with pytest.raises(ReconError, match="began with another file of initial_weights: give it again"):
         train_in(tmp_path / "run", shards, initial_weights=start)
 
 
@@ -191,7 +191,7 @@ def test_a_foreign_checkpoint_is_named(tmp_path, content, found):
     else:
         torch.save(content, path)
     with pytest.raises(ReconError, match=rf"checkpoint\.pt {found}.*delete it to start anew"):
-        load_checkpoint(path, TINY)
+        load_checkpoint(path, recipe(TINY))
 
 
 def test_a_log_keeps_what_the_last_checkpoint_has_done_and_nothing_without_one(tmp_path):

@@ -73,6 +73,8 @@ class ModelInfo:
     """From a device, and where the weights lie (None where there are none), to the model."""
     packaged: Path | None = None
     """Weights that came with the network, used unless others are given."""
+    earlier: tuple[str, ...] = ()
+    """SHA-256 of files that came with it before and were trained on the same."""
     published: str | None = None
     """Where the authors publish weights for `depth.weights`; None where no others can be given."""
     code: str = ""
@@ -106,7 +108,7 @@ class ModelInfo:
         """What the weights in use were trained on; UNSTATED alone where nobody says."""
         from recon.models.weights import sha256, training_facts
 
-        if given is None or (self.packaged is not None and given.is_file() and sha256(given) == sha256(self.packaged)):
+        if given is None or (self.packaged is not None and given.is_file() and sha256(given) in (sha256(self.packaged), *self.earlier)):
             return self.trained_on
         facts = training_facts(given)
         if "trained_on" in facts:

@@ -168,5 +168,6 @@ def info() -> ModelInfo:
         trained_on=("phantom",),
         load=lambda device, weights: StudentDepth(weights, device),
         packaged=WEIGHTS,
+        earlier=("df582ef31878ce161a426ff198c54724c5a5622fc29dfaa1d766d50314ec3aa5",),
         published="`recon train configs/train/student.toml` writes such a file",
     )

@@ -19,20 +19,21 @@ UNKEYED = (
     "num_threads", "num_workers", "device", "checkpoint_minutes", "validate_every", "patience",
 )  # fmt: skip
 """Settings that may change between the parts of one training."""
+CHECKSUM = "_sha256"
 LOGS = ("losses", "validation")
 
 
-def save_checkpoint(path: Path, config: Any, step: int, parts: dict[str, Any]) -> None:
-    """Write state dicts with the recipe, the number of steps done and the random state; the old file stays until the new one is whole."""
+def save_checkpoint(path: Path, made_by: dict[str, Any], step: int, parts: dict[str, Any]) -> None:
+    """Write state dicts with the `recipe`, the number of steps done and the random state; the old file stays until the new one is whole."""
     random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
     with atomic_path(path) as part:
-        torch.save({"config": recipe(config), "step": step, "random": random, **parts}, part)
+        torch.save({"config": made_by, "step": step, "random": random, **parts}, part)
 
 
-def load_checkpoint(path: Path, config: Any) -> dict[str, Any] | None:
+def load_checkpoint(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """Read what `save_checkpoint` wrote and restore the random state; None when there is no file.
 
-    Raises ReconError for a damaged file, for one that no training wrote, and for one of another recipe.
+    Raises ReconError for a damaged file, for one that no training wrote, and for one of another recipe than the wanted one.
     """
     if not path.exists():
         return None
@@ -45,8 +46,11 @@ def load_checkpoint(path: Path, config: Any) -> dict[str, Any] | None:
         raise ReconError(f"{path} cannot be read as a checkpoint ({reason}): {remedy}") from error
     if not isinstance(checkpoint, dict) or not {"config", "step", "random"} <= checkpoint.keys():
         raise ReconError(f"{path} is no checkpoint of a training (it holds no recipe): {remedy}")
-    old, new = checkpoint["config"], recipe(config)
-    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    old = checkpoint["config"]
+    changed = sorted(name for name in {*old, *wanted} if old.get(name) != wanted.get(name))
+    if changed and all(name.endswith(CHECKSUM) for name in changed):
+        files = ", ".join(name.removesuffix(CHECKSUM) for name in changed)
+        raise ReconError(f"{path} began with another file of {files}: give it again or choose another --out")
     if changed:
         raise ReconError(f"{path} was trained with another {', '.join(changed)}: go on with that recipe or choose another --out")
     torch.set_rng_state(checkpoint["random"]["cpu"])
@@ -58,11 +62,12 @@ def load_checkpoint(path: Path, config: Any) -> dict[str, Any] | None:
 def recipe(config: Any) -> dict[str, Any]:
     """What decides a training's outcome, in plain values; `version` is the config's VERSION, raised where the code trains otherwise.
 
-    Files that a training begins from are told by their SHA-256 as well: another one of the same name makes another training.
+    Files that settings name are told by their SHA-256 as well, for another one of the same name makes another training: so it is to
+    be asked for once, when they are read.
     """
     values = {"version": getattr(config, "VERSION", 1), **asdict(config)}
     paths = {name: path / TRAINED if path.is_dir() else path for name, path in values.items() if isinstance(path, Path)}
-    values |= {f"{name}_sha256": sha256(path) for name, path in paths.items() if path.is_file()}
+    values |= {name + CHECKSUM: sha256(path) for name, path in paths.items() if path.is_file()}
     return {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in values.items()

@@ -117,14 +117,15 @@ def _note(recording: Recording, damaged: dict[int, str]) -> str:
 def held_out(samples: DepthSamples, share: float, gap: int = 0) -> Bool[np.ndarray, " n"]:
     """True on the samples that choose the best network: one in so many of unrelated views, the last stretch of a recording.
 
-    `gap` adds so many frames before such a stretch, which look too much like it to be learned from.
+    `gap` adds so many frames before such a stretch, which look too much like it to be learned from; half of the rest at most.
     """
     chosen = np.zeros(len(samples), dtype=bool)
     if share == 0.0:
         return chosen
     for store, unrelated in enumerate(samples.is_unrelated):
         (own,) = np.nonzero(samples.places[:, 0] == store)
-        chosen[own[:: max(round(1.0 / share), 2)] if unrelated else own[max(len(own) - max(round(share * len(own)), 1) - gap, 0) :]] = True
+        rest = len(own) - max(round(share * len(own)), 1)
+        chosen[own[:: max(round(1.0 / share), 2)] if unrelated else own[rest - min(gap, rest // 2) :]] = True
     return chosen
 
 

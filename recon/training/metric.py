@@ -14,6 +14,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import safetensors.torch
@@ -57,6 +58,9 @@ ACCURATE_METRES = 0.02
 @dataclass(frozen=True)
 class MetricConfig:
     """What `recon train` reads from its file."""
+
+    VERSION: ClassVar[int] = 2
+    """Raised whenever the same recipe trains otherwise."""
 
     variant: str = "dav1"
     """dav1, dav2, endodac or midas."""
@@ -211,7 +215,7 @@ class MetricTraining:
     """Everything that a resumed run needs: network, optimiser, step and the best so far."""
 
     def __init__(self, config: MetricConfig) -> None:
-        self.config = config
+        self.config, self.recipe = config, recipe(config)
         self.size = variant_size(config.variant, config.size)
         self.variant = VARIANTS[config.variant]
         self.network = self.variant.build(self.size)
@@ -321,15 +325,15 @@ class MetricTraining:
         }
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         write_bytes(folder / TRAINED, safetensors.torch.save(weights, {TRAINING: json.dumps(facts)}))
-        write_json(folder / "training.json", {"config": recipe(config), "steps": self.step, "validation_mae_m": self.best_error})
+        write_json(folder / "training.json", {"config": self.recipe, "steps": self.step, "validation_mae_m": self.best_error})
 
     def save(self, path: Path) -> None:
         parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "best_error": self.best_error}
-        save_checkpoint(path, self.config, self.step, parts)
+        save_checkpoint(path, self.recipe, self.step, parts)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint of the same recipe, when there is one."""
-        checkpoint = load_checkpoint(path, self.config)
+        checkpoint = load_checkpoint(path, self.recipe)
         if checkpoint is None:
             return
         self.network.load_state_dict(checkpoint["network"])

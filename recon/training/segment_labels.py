@@ -47,7 +47,10 @@ class SegmentLabels:
         self.sizes: dict[str, tuple[int, int]] = {}
 
     def begin(self, recordings: Sequence[str]) -> None:
-        """Learn the names of all recordings. Raises ReconError where two share one, for then the folder would mix them up."""
+        """Learn the names of the recordings that are learned from.
+
+        Raises ReconError where two share one, for then the folder would mix them up.
+        """
         twice = sorted(name for name, count in Counter(recordings).items() if count > 1)
         if self.folder is not None and twice:
             raise ReconError(f"labels {self.folder}: several recordings are called {', '.join(twice)}; rename them, or leave labels out")
@@ -82,6 +85,8 @@ class SegmentLabels:
         if self.is_flat_allowed and not file.is_file() and flat.is_file():
             file = flat
         if not file.is_file():
+            if flat.is_file():
+                raise ReconError(f"labels {flat} could be of several recordings: move it into {file.parent}, or where it belongs")
             if self.segmenter is None:
                 remedy = f"give a label PNG for every frame of {recording}, or leave labels out to have superpixels"
                 raise ReconError(f"labels {file} does not exist: {remedy}")

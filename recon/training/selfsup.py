@@ -61,8 +61,7 @@ def train_self_supervised(name: str, config: SelfSupervisedConfig, out: Path, st
     epoch_steps = clips.training.steps_per_epoch(config.batch_size)
     last_step = config.num_epochs * epoch_steps
     state = TrainingState(METHODS[name](config), clips.datasets)
-    stored = {one.path: one.name for one in (*clips.training.stored, *clips.validation.stored)}
-    state.method.begin(tuple(stored.values()))
+    state.method.begin([stored.name for stored in clips.training.stored])
     state.load(out / "checkpoint.pt")
     log, due = Log(out, state.step), Interval(config.checkpoint_minutes)
     stop_step = state.step if state.is_stale else last_step
@@ -127,15 +126,15 @@ def check_apart(training: list[Recording], validation: list[Recording]) -> None:
     for first, second in combinations(training, 2):
         if not validation and _is_same(first, second):
             raise ReconError(
-                f"sources: {first.source} and {second.source} show the same, so what is held out of one would be learned from the "
-                "other; give every recording once, or name validation_sources"
+                f"sources: {first.source} and {second.source} show the same, or one lies inside of the other, and what is held out of "
+                "one would be learned from the other; give every recording once, or name validation_sources"
             )
 
 
 def _is_same(one: Recording, other: Recording) -> bool:
     """Phantoms of one kind and seed are one scene whatever else their specs say; a folder holds what lies in it."""
-    if _is_phantom(one) and _is_phantom(other):
-        return one.sequence.name == other.sequence.name
+    if _is_phantom(one) or _is_phantom(other):
+        return one.sequence.name == other.sequence.name and _is_phantom(one) == _is_phantom(other)
     paths = [Path(recording.source).resolve() for recording in (one, other)]
     return paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
 
@@ -148,7 +147,7 @@ class TrainingState:
     """Everything that a resumed run needs: networks, optimisers, loss scales, step and the best so far."""
 
     def __init__(self, method: Method, datasets: tuple[str, ...]) -> None:
-        self.method, self.config, self.datasets = method, method.config, datasets
+        self.method, self.config, self.datasets, self.recipe = method, method.config, datasets, recipe(method.config)
         device = torch.device(self.config.device).type
         self.scalers = [torch.amp.GradScaler(device, enabled=self.config.uses_half) for _ in method.phases]
         self.step = 0
@@ -215,7 +214,7 @@ class TrainingState:
         for name, network in self.method.networks.items():
             weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
             write_bytes(folder / f"{name}.safetensors", safetensors.torch.save(weights, header))
-        write_json(folder / "training.json", {"config": recipe(self.config), "steps": self.step, "validation_error": self.best_error})
+        write_json(folder / "training.json", {"config": self.recipe, "steps": self.step, "validation_error": self.best_error})
 
     def save(self, path: Path) -> None:
         parts = {
@@ -225,11 +224,11 @@ class TrainingState:
             "best_error": self.best_error,
             "num_stale": self.num_stale,
         }
-        save_checkpoint(path, self.config, self.step, parts)
+        save_checkpoint(path, self.recipe, self.step, parts)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint of the same recipe, when there is one."""
-        checkpoint = load_checkpoint(path, self.config)
+        checkpoint = load_checkpoint(path, self.recipe)
         if checkpoint is None:
             return
         self.method.networks.load_state_dict(checkpoint["networks"])

@@ -154,7 +154,7 @@ class TrainingState:
     """Everything that a resumed run needs: network, its running average, optimiser and step."""
 
     def __init__(self, config: StudentConfig) -> None:
-        self.config = config
+        self.config, self.recipe = config, recipe(config)
         self.network = Student()
         if config.initial_weights is not None:
             load_weights(self.network, config.initial_weights)
@@ -170,11 +170,11 @@ class TrainingState:
 
     def save(self, path: Path) -> None:
         parts = {"network": self.network, "average": self.average, "optimizer": self.optimizer}
-        save_checkpoint(path, self.config, self.step, {name: part.state_dict() for name, part in parts.items()})
+        save_checkpoint(path, self.recipe, self.step, {name: part.state_dict() for name, part in parts.items()})
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint of the same recipe, when there is one."""
-        checkpoint = load_checkpoint(path, self.config)
+        checkpoint = load_checkpoint(path, self.recipe)
         if checkpoint is None:
             return
         self.network.load_state_dict(checkpoint["network"])
@@ -289,5 +289,5 @@ def save_weights(state: TrainingState, path: Path) -> Path:
     start = state.config.initial_weights
     before = model_info("student").seen(start) if start is not None else ()
     save_halved(state.average.module, path, {"method": "student", "trained_on": list(dict.fromkeys(["phantom", *before]))})
-    write_json(path.with_suffix(".json"), {"config": recipe(state.config), "steps": state.step})
+    write_json(path.with_suffix(".json"), {"config": state.recipe, "steps": state.step})
     return path

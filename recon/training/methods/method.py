@@ -135,7 +135,7 @@ class Method:
         return {"width": self.config.width_px, "height": self.config.height_px}
 
     def begin(self, recordings: Sequence[str]) -> None:
-        """Learn the names of all recordings before the first step; ReconError where the method cannot use them."""
+        """Learn the names of what is learned from before the first step; ReconError where the method cannot use them."""
 
     def begin_step(self, step: int) -> None:
         """Change what is trained where a method has a schedule; the loop calls it before every step, also after a resume."""
