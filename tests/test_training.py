@@ -21,7 +21,7 @@ from recon.models.student import INPUTS, WEIGHTS, Student
 from recon.models.weights import read_checkpoint, save_halved, training_facts
 from recon.pipeline.config import build_config
 from recon.training import shards as shards_module
-from recon.training.augment import jitter, mirror
+from recon.training.augment import mirror
 from recon.training.checkpoints import Log, load_checkpoint, recipe
 from recon.training.relight import relight, to_batch
 from recon.training.shards import KIND_SHARES, Batch, ShardShape, Shuffled, cast_shard, to_views
@@ -295,6 +295,18 @@ def test_kept_kinds_are_held_to_the_initial_weights_and_the_rest_to_the_truth(tm
     assert backward(TrainingState(everything), 0, views, everything)["depth"] < 1e-4 < 0.02 < backward(state, 0, views, config)["depth"]
 
 
+def test_written_weights_lie_on_the_way_from_the_initial_ones(tmp_path, shards):
+    start = train_in(tmp_path / "start", shards, num_steps=1)
+    kept = {"initial_weights": start, "kept_kinds": ("nasal",)}
+    written = {s: read_checkpoint(train_in(tmp_path / str(s), shards, moved_share=s, **kept)) for s in (0.0, 0.25, 1.0)}
+    for name, given in read_checkpoint(start).items():
+        none, some, all_ = (written[share][name].float() for share in (0.0, 0.25, 1.0))
+        assert torch.equal(none, given.float())
+        torch.testing.assert_close(some, given + 0.25 * (all_ - given), rtol=2e-3, atol=1e-5)
+    with pytest.raises(ReconError, match="moved_share below 1 goes with kept_kinds"):
+        train_student(dataclasses.replace(TINY, moved_share=0.5), tmp_path)
+
+
 def test_keeping_what_nobody_has_learnt_is_refused(tmp_path):
     with pytest.raises(ReconError, match="give initial_weights"):
         train_student(dataclasses.replace(TINY, kept_kinds=("nasal",)), tmp_path)
@@ -382,10 +394,3 @@ def test_a_stored_view_is_lit_as_a_rendered_one(tmp_path):
     light, highlight = shade(views.buffers, looks_of(materials)[None], [imaging])
     picture = expose(light, highlight, views.buffers.distance > 0, [imaging], torch.Generator())[0]
     assert np.percentile(np.abs(picture.numpy().astype(int) - rendering.image), 99) <= 6
-
-
-def test_jitter_repeats_with_its_seed_and_stays_a_picture():
-    image = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    first, again = (jitter(image, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(first, again) and first.min() >= 0 and first.max() <= 1
-    assert not torch.equal(first, jitter(image, torch.Generator().manual_seed(4)))

@@ -71,6 +71,8 @@ class StudentConfig:
     kept_kinds: tuple[str, ...] = ()
     """Kinds of scenes on which the network goes on saying what the initial weights say, whatever the truth (learning without
     forgetting, Li & Hoiem 2017): renders of them are the least like real pictures. Statistics of normalisation stay as well."""
+    moved_share: float = bounded(1.0, 0.0, 1.0)
+    """How far from the initial weights to those learnt the written ones lie, with `kept_kinds` (WiSE-FT, Wortsman et al. 2022)."""
     num_threads: int = bounded(0, 0, MAX_THREADS)
     """0 means all."""
     num_workers: int = bounded(2, 0, 64)
@@ -94,6 +96,8 @@ def train_student(config: StudentConfig, out: Path, stop_after: int | None = Non
         raise ReconError(f"kept_kinds names {', '.join(strange)}, expected some of {', '.join(TRAINING_KINDS)}")
     if config.kept_kinds and config.initial_weights is None:
         raise ReconError("kept_kinds keeps what the initial weights say: give initial_weights, the file to begin from")
+    if config.moved_share < 1 and not config.kept_kinds:
+        raise ReconError("moved_share below 1 goes with kept_kinds alone, for else statistics of normalisation move too: leave it out")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
@@ -285,9 +289,14 @@ def validate(network: torch.nn.Module, batches: Shuffled, config: StudentConfig)
 
 
 def save_weights(state: TrainingState, path: Path) -> Path:
-    """Write the running average with what it was trained on in the header, and the recipe beside it."""
+    """Write the running average, `moved_share` of the way to it, with what it was trained on in the header, and the recipe beside it."""
     start = state.config.initial_weights
     before = model_info("student").seen(start) if start is not None else ()
-    save_halved(state.average.module, path, {"method": "student", "trained_on": list(dict.fromkeys(["phantom", *before]))})
+    network = copy.deepcopy(state.average.module)
+    if state.first is not None:
+        with torch.no_grad():
+            for learnt, given in zip(network.parameters(), state.first.parameters(), strict=True):
+                learnt.copy_(torch.lerp(given, learnt, state.config.moved_share))
+    save_halved(network, path, {"method": "student", "trained_on": list(dict.fromkeys(["phantom", *before]))})
     write_json(path.with_suffix(".json"), {"config": state.recipe, "steps": state.step})
     return path
