@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -326,6 +327,16 @@ def test_a_full_disk_is_one_line_and_the_run_continues_later(tmp_path):
 def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path, run):
     (tmp_path / "file").write_text("")
     with pytest.raises(ReconError, match="cannot write") as error, run_lock(tmp_path / run):
+        pass
+    assert error.value.exit_code == 2
+
+
+def test_a_disk_that_keeps_no_locks_is_bad_input(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("recon.pipeline.lock.fcntl.flock", refuse)
+    with pytest.raises(ReconError, match="keeps no file locks") as error, run_lock(tmp_path):
         pass
     assert error.value.exit_code == 2
 

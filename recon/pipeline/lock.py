@@ -30,8 +30,10 @@ def run_lock(run: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # some network disks say the latter
             raise ReconError(f"{run} is in use by {_holder(path)}: wait for it, or give another --out", exit_code=1) from None
+        except OSError as error:
+            raise ReconError(f"{run}: its disk keeps no file locks ({error.strerror}): give a folder on another disk with --out") from error
         _write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
         try:
             yield
