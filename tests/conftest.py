@@ -1,6 +1,7 @@
 """Every test run checks the shapes and types that public functions of `recon` declare."""
 
 import os
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
@@ -9,6 +10,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does,
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processors are taken by other processes of tests
 install_import_hook("recon", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the shards of the student's tiny training."""
+    from student_training import cast_tiny_shards
+
+    return cast_tiny_shards(tmp_path_factory.mktemp("training"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

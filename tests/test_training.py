@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from student_training import TINY, train_in, views_of
 
 from recon.data.phantom.randomize import random_lamp, random_viewpoint
 from recon.data.phantom.render import render
@@ -24,50 +25,22 @@ from recon.training import shards as shards_module
 from recon.training.augment import mirror
 from recon.training.checkpoints import Log, load_checkpoint, recipe
 from recon.training.relight import relight, to_batch
-from recon.training.shards import KIND_SHARES, Batch, ShardShape, Shuffled, cast_shard, to_views
+from recon.training.shards import KIND_SHARES, ShardShape, Shuffled, cast_shard, to_views
 from recon.training.student import (
     StudentConfig,
     TrainingState,
     backward,
     cast_shards,
-    compute_losses,
     learning_rate,
-    predict,
-    taught,
     train_student,
     training_step,
 )
 from recon.types import ReconError
 
-TINY = StudentConfig(
-    num_shards=2, views_per_shard=8, views_per_scene=4, sizes_px=("64x64", "128x64"), batch_size=4, num_steps=12, warmup_steps=2,
-    validate_every=6, bfloat16=False, num_threads=1, num_workers=0, learning_rate=2e-3, coarse_steps=4,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    out = tmp_path_factory.mktemp("training")
-    train_student(dataclasses.replace(TINY, num_steps=1), out)
-    (folder,) = (out / "shards").iterdir()
-    return folder
-
-
-def views_of(shards):
-    return Shuffled(sorted(shards.glob("*.npy")), 4, seed=0, device="cpu")
-
 
 def read(path):
     with path.open() as file:
         return list(csv.DictReader(file))
-
-
-def train_in(folder, shards, **changes):
-    folder.mkdir(exist_ok=True)
-    if not (folder / "shards").exists():
-        (folder / "shards").symlink_to(shards.parent)
-    stop_after = changes.pop("stop_after", None)
-    return train_student(dataclasses.replace(TINY, **changes), folder, stop_after)
 
 
 @pytest.mark.parametrize("kept_kinds", [(), ("nasal", "tube")])
@@ -266,51 +239,6 @@ def test_training_begins_from_given_weights(tmp_path, shards):
     assert all(torch.equal(value, given[name].to(value.dtype)) for name, value in state.network.state_dict().items())
     train_in(tmp_path / "second", shards, num_steps=1, initial_weights=first)
     assert json.loads((tmp_path / "second" / "student.json").read_text())["config"]["initial_weights"] == str(first)
-
-
-def test_kept_kinds_are_held_to_the_initial_weights_and_the_rest_to_the_truth(tmp_path, shards):
-    """At the first step the network still says what it is held to; later it may not have moved there, and has elsewhere."""
-    first = train_in(tmp_path / "first", shards)
-    config = dataclasses.replace(TINY, initial_weights=first, kept_kinds=("tube", "nasal"), num_parts=1)
-    state, stored = TrainingState(config), np.concatenate([np.load(path) for path in sorted(shards.glob("*_64x64.npy"))])
-    views = to_views(stored, "cpu")
-    assert [TRAINING_KINDS[kind] for kind in stored["kind"]] == views.kinds
-    batch = relight(views, np.random.default_rng(0))
-    target = taught(batch, views.kinds, state)
-    kept = torch.tensor([kind in config.kept_kinds for kind in views.kinds])
-    assert kept.any() and not kept.all()
-    said = predict(state.network.eval(), batch, config)[0]
-    assert torch.allclose(target[kept], said[kept], atol=1e-4) and torch.equal(target[~kept], batch.log_distance[~kept])
-    only_kept = Batch(**{f.name: getattr(batch, f.name)[kept] for f in dataclasses.fields(batch)})
-    with torch.no_grad():
-        held, true = (float(compute_losses(state.network, only_kept, config, t[kept])["depth"]) for t in (target, batch.log_distance))
-    assert held < 1e-4 < 0.02 < true
-    statistics = {name: value.clone() for name, value in state.network.named_buffers()}
-    for _ in range(3):
-        training_step(state, views_of(shards), config)
-    assert all(torch.equal(value, statistics[name]) for name, value in state.network.named_buffers())
-    assert torch.equal(taught(batch, views.kinds, state), target)
-    everything = dataclasses.replace(config, kept_kinds=TRAINING_KINDS)
-    assert backward(TrainingState(everything), 0, views, everything)["depth"] < 1e-4 < 0.02 < backward(state, 0, views, config)["depth"]
-
-
-def test_written_weights_lie_on_the_way_from_the_initial_ones(tmp_path, shards):
-    start = train_in(tmp_path / "start", shards, num_steps=1)
-    kept = {"initial_weights": start, "kept_kinds": ("nasal",)}
-    written = {s: read_checkpoint(train_in(tmp_path / str(s), shards, moved_share=s, **kept)) for s in (0.0, 0.25, 1.0)}
-    for name, given in read_checkpoint(start).items():
-        none, some, all_ = (written[share][name].float() for share in (0.0, 0.25, 1.0))
-        assert torch.equal(none, given.float())
-        torch.testing.assert_close(some, given + 0.25 * (all_ - given), rtol=2e-3, atol=1e-5)
-    with pytest.raises(ReconError, match="moved_share below 1 goes with kept_kinds"):
-        train_student(dataclasses.replace(TINY, moved_share=0.5), tmp_path)
-
-
-def test_keeping_what_nobody_has_learnt_is_refused(tmp_path):
-    with pytest.raises(ReconError, match="give initial_weights"):
-        train_student(dataclasses.replace(TINY, kept_kinds=("nasal",)), tmp_path)
-    with pytest.raises(ReconError, match="names stomach, expected some of tube"):
-        train_student(dataclasses.replace(TINY, kept_kinds=("stomach",)), tmp_path)
 
 
 def test_weights_say_what_those_they_began_from_had_seen(tmp_path, shards):

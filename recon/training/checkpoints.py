@@ -16,7 +16,7 @@ from recon.models.weights import TRAINED, sha256
 from recon.types import ReconError
 
 UNKEYED = (
-    "num_threads", "num_workers", "device", "checkpoint_minutes", "validate_every", "patience",
+    "num_threads", "num_workers", "device", "checkpoint_minutes", "validate_every", "patience", "moved_share",
 )  # fmt: skip
 """Settings that may change between the parts of one training."""
 CHECKSUM = "_sha256"

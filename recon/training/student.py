@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class StudentConfig:
     """What `recon train` reads from its file."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     """Raised whenever the same recipe trains otherwise: another network, other shards, another light."""
 
     num_shards: int = bounded(64, 1)
@@ -72,7 +72,8 @@ class StudentConfig:
     """Kinds of scenes on which the network goes on saying what the initial weights say, whatever the truth (learning without
     forgetting, Li & Hoiem 2017): renders of them are the least like real pictures. Statistics of normalisation stay as well."""
     moved_share: float = bounded(1.0, 0.0, 1.0)
-    """How far from the initial weights to those learnt the written ones lie, with `kept_kinds` (WiSE-FT, Wortsman et al. 2022)."""
+    """How far from the initial weights to those learnt the written ones lie, with `kept_kinds` (WiSE-FT, Wortsman et al. 2022).
+    May be chosen when all is learnt: the same command with another share writes the weights again."""
     num_threads: int = bounded(0, 0, MAX_THREADS)
     """0 means all."""
     num_workers: int = bounded(2, 0, 64)
@@ -217,19 +218,19 @@ def backward(state: TrainingState, part: int, views: Views, config: StudentConfi
     rng = np.random.default_rng([config.seed, state.step, part])
     batch = relight(views.every_second() if state.step < config.coarse_steps else views, rng)
     batch = augment(batch, torch.Generator().manual_seed(int(rng.integers(2**63))))
+    kept = [index for index, kind in enumerate(views.kinds) if kind in config.kept_kinds]
     network = state.replicas[part]
     network.train(state.first is None)
     network.zero_grad(set_to_none=True)
-    losses = compute_losses(network, batch, config, taught(batch, views.kinds, state))
+    losses = compute_losses(predict(network, batch, config), batch, taught(batch, kept, state))
     total = losses["depth"] + config.gradient_weight * losses["gradient"] + config.uncertainty_weight * losses["uncertainty"]
     total.backward()
     return {name: float(value.detach()) for name, value in {**losses, "total": total}.items()}
 
 
 @torch.no_grad()
-def taught(batch: Batch, kinds: list[str], state: TrainingState) -> Float[Tensor, "b h w"]:
-    """The log-distances that the network is to say: the truth, but on kept kinds what the initial weights say."""
-    kept = [index for index, kind in enumerate(kinds) if kind in state.config.kept_kinds]
+def taught(batch: Batch, kept: list[int], state: TrainingState) -> Float[Tensor, "b h w"]:
+    """The log-distances that the network is to say: the truth, but of the views in `kept` what the initial weights say."""
     if not kept:
         return batch.log_distance
     target = batch.log_distance.clone()
@@ -253,15 +254,15 @@ def predict(network: torch.nn.Module, batch: Batch, config: StudentConfig) -> tu
     """Log-distance and the log of its Laplace scale."""
     seen = student_input(batch.image, batch.rays, batch.mask).contiguous(memory_format=torch.channels_last)
     with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bfloat16):
-        log_distance, log_scale = network(seen)
-    return log_distance.float(), log_scale.float()
+        return network(seen)
 
 
 def compute_losses(
-    network: torch.nn.Module, batch: Batch, config: StudentConfig, target: Float[Tensor, "b h w"]
+    said: tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]], batch: Batch, target: Float[Tensor, "b h w"]
 ) -> dict[str, torch.Tensor]:
-    """Mean losses over the pixels whose distance is known: of the depth to `target`, of its uncertainty by the error against the truth."""
-    log_distance, log_scale = predict(network, batch, config)
+    """Mean losses of what `predict` said over the pixels whose distance is known: of the depth to `target`, of its uncertainty by the
+    error against the truth."""
+    log_distance, log_scale = said
     residual = log_residual(log_distance, target, batch.known)
     error = log_residual(log_distance.detach(), batch.log_distance, batch.known)
     num_known = batch.known.sum().clamp_min(1)
@@ -280,8 +281,9 @@ def validate(network: torch.nn.Module, batches: Shuffled, config: StudentConfig)
     sums: dict[str, float] = {}
     for step in range(len(batches.places)):
         batch = relight(batches[step], np.random.default_rng([config.seed, step]))
-        losses = compute_losses(network, batch, config, batch.log_distance)
-        residual = log_residual(predict(network, batch, config)[0], batch.log_distance, batch.known)
+        said = predict(network, batch, config)
+        losses = compute_losses(said, batch, batch.log_distance)
+        residual = log_residual(said[0], batch.log_distance, batch.known)
         losses["abs_rel"] = ((residual.exp() - 1).abs() * batch.known).sum() / batch.known.sum().clamp_min(1)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value) / len(batches.places)
@@ -289,7 +291,10 @@ def validate(network: torch.nn.Module, batches: Shuffled, config: StudentConfig)
 
 
 def save_weights(state: TrainingState, path: Path) -> Path:
-    """Write the running average, `moved_share` of the way to it, with what it was trained on in the header, and the recipe beside it."""
+    """Write the running average, or a point `moved_share` of the way to it from the initial weights, and the recipe beside it.
+
+    Its header says what it was trained on.
+    """
     start = state.config.initial_weights
     before = model_info("student").seen(start) if start is not None else ()
     network = copy.deepcopy(state.average.module)
@@ -298,5 +303,5 @@ def save_weights(state: TrainingState, path: Path) -> Path:
             for learnt, given in zip(network.parameters(), state.first.parameters(), strict=True):
                 learnt.copy_(torch.lerp(given, learnt, state.config.moved_share))
     save_halved(network, path, {"method": "student", "trained_on": list(dict.fromkeys(["phantom", *before]))})
-    write_json(path.with_suffix(".json"), {"config": state.recipe, "steps": state.step})
+    write_json(path.with_suffix(".json"), {"config": state.recipe, "moved_share": state.config.moved_share, "steps": state.step})
     return path
