@@ -87,8 +87,9 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         num_known += bool((depth > 0).any())
     _check_known(num_known, len(usable), config.model)
     trained_on = list(model_info(config.model).seen(config.weights))
-    model = {"model": config.model, "trained_on": trained_on, "adapted": weights != config.weights, "is_truth": False}
-    write_json(out / "depth.json", model | {"scale": "scale_invariant", "num_frames": len(usable)})
+    facts = {"model": config.model, "trained_on": trained_on, "adapted": weights != config.weights, "is_truth": False}
+    arithmetic = model_info(config.model).arithmetic(torch_device(config.device))
+    write_json(out / "depth.json", facts | {"arithmetic": arithmetic, "scale": "scale_invariant", "num_frames": len(usable)})
 
 
 def _bring(inputs: dict[str, Path], out: Path, usable: Sequence[int]) -> None:
@@ -199,7 +200,7 @@ def _checksums(config: Config) -> dict[str, str]:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=6,
+    version=7,
     reads=("frames", "camera", "masks"),
     also_reads=lambda config: ("structure",) if config.adapt else ("source",) if config.model == DATASET else (),
     writes=("depth.json", "depth/*.tiff", "sigma/*.tiff"),

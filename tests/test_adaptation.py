@@ -19,10 +19,10 @@ from recon.geometry.cameras import project, ray_grid
 from recon.geometry.surface import with_lens
 from recon.io.atomic import read_json, write_json
 from recon.io.images import write_jpeg
-from recon.io.masks import write_mask
+from recon.io.masks import read_mask, write_mask
 from recon.losses.exposure import match_exposure
 from recon.models import load_depth_model
-from recon.models.student import Student, StudentDepth
+from recon.models.student import Student, StudentDepth, Window
 from recon.models.weights import read_checkpoint, save_halved, training_facts
 from recon.pipeline.config import build_config
 from recon.sampling import spread
@@ -30,7 +30,7 @@ from recon.tracking.mapping import SparseMap
 from recon.training import adaptation
 from recon.training.adaptation import Evidence, Recipe, adapt, described
 from recon.training.adaptation_losses import inlier_mean, predict, stack_views
-from recon.training.adaptation_views import MARGIN, MIN_GROUPS, find_groups, hold_out, load_views
+from recon.training.adaptation_views import MIN_GROUPS, common_window, find_groups, frames_of, load_views
 from recon.types import Camera, FrameSequence, ReconError
 from stages import depth
 
@@ -230,55 +230,38 @@ def test_partners_are_chosen_by_parallax_on_both_sides(recording):
     assert all({3, 4}.isdisjoint(group.frames) for group in find_groups([sparse], {3, 4}))
 
 
-def test_a_frame_of_two_maps_counts_in_the_larger():
-    maps = [make_map(range(0, 20)), make_map(range(15, 28))]
-    for group in find_groups(maps):
-        assert len({index >= 20 for index in group.frames}) == 1, "partners are of one map"
+def test_views_show_the_window_of_all_tissue_with_its_lens_and_points(recording, tmp_path):
+    """A round view in a black frame is learnt from as large as it is inferred; what projects where in the picture still does."""
+    _, evidence = recording
+    sparse, groups = evidence.maps[0], find_groups(evidence.maps)[4:6]
+    column, row = np.meshgrid(np.arange(192), np.arange(160))
+    for index in frames_of(groups):
+        write_mask(tmp_path / f"{index:06d}.png", np.hypot(column - 110, row - 80) < 50 + index % 3)
+    window = common_window(groups, tmp_path)
+    assert window == Window(56, 27, 108, 105)
+    views = load_views(groups, [sparse], evidence.images, tmp_path, tmp_path, window)
+    assert set(views) == set(frames_of(groups))
+    for index, view in views.items():
+        assert view.tissue.mean() > 0.65 > 0.3 > read_mask(tmp_path / f"{index:06d}.png").mean()
+        mine = sparse.obs_frame == index
+        inside = (np.abs(sparse.obs_px[mine] - (109.5, 79.0)) <= (54, 52.5)).all(axis=1)
+        mine = sparse.obs_point[mine][inside]
+        points = (sparse.xyz[mine] - view.T_world_camera[:3, 3]) @ view.T_world_camera[:3, :3]
+        away = project(view.camera, points)[0] - view.points_px
+        assert len(view.points_px) == len(mine) > 20 and 0.1 < np.abs(away).mean() < 0.5, "the noise of a third of a pixel"
 
 
-def make_map(frames: range, step: float = 0.05) -> SparseMap:
-    """A camera moving sideways over a wall of points that all frames see."""
-    rng = np.random.default_rng(frames.start)
-    xyz = np.column_stack([rng.uniform(-1, 1, (50, 2)), np.full(50, 2.0)])
-    poses = {i: se3.exp(np.array([step * i, 0, 0, 0, 0, 0])) for i in frames}
-    seen = (np.tile(np.arange(50), len(frames)), np.repeat(list(frames), 50))
-    return SparseMap(CAMERA, poses, xyz, np.zeros(50), *seen, np.zeros((50 * len(frames), 2)), np.zeros(50 * len(frames), int))
-
-
-@pytest.mark.parametrize("frames", [range(26), range(3, 120), range(0, 240, 2)])
-def test_held_out_frames_lie_apart_from_all_that_is_learnt(frames):
-    sparse = make_map(frames)
-    held_out, kept_back = hold_out([sparse], 15)
-    learnt = find_groups([sparse], kept_back)
-    at = {index: position for position, index in enumerate(frames)}
-    seen = np.array(sorted({at[index] for group in learnt for index in group.frames}))
-    judged = np.array([at[group.target] for group in held_out])
-    assert np.abs(judged[:, None] - seen).min() == MARGIN + 1, "the gap to what is learnt, in posed frames"
-    assert 3 <= len(judged) <= 15 and len(seen) >= len(frames) // 3
-    assert len(judged) == 15 or (np.diff(judged) == 1).sum() >= len(judged) - 3, "stretches, no single frames"
-    assert all(kept_back.issuperset(group.frames) for group in held_out), "nor are their partners learnt from"
-
-
-def test_partners_outside_the_stretch_are_taken_where_it_has_none():
-    """Frames so close together that only distant ones see anything from another side."""
-    dense = make_map(range(50), step=0.002)
-    held_out, kept_back = hold_out([dense], 15)
-    assert held_out and all(group.target in kept_back for group in held_out)
-    assert not any(kept_back.issuperset(group.frames) for group in held_out)
-
-
-def test_a_recording_too_short_for_margins_has_nothing_held_out():
-    assert hold_out([make_map(range(MIN_GROUPS - 1))], 15) == ([], set())
-
-
-def test_distance_becomes_z_as_it_does_for_the_result(recording, student):
+def test_distance_becomes_z_as_it_does_for_the_result(recording, student, tmp_path, monkeypatch):
     """The network is told another focal length than the map has: adaptation must see the depth that `scale` makes of `infer`'s."""
     sequence, evidence = recording
+    monkeypatch.setattr(student, "in_bfloat16", False)
     told = sequence.camera
     refined_params = (1.3 * told.params[0], 1.3 * told.params[1], *told.params[2:])
     sparse = replace(evidence.maps[0], camera=replace(told, params=refined_params))
     group = find_groups([sparse])[5]
-    view = load_views([group], [sparse], evidence.images, evidence.tissue, evidence.masks, (192, 160))[group.target]
+    for index in group.frames:
+        write_mask(tmp_path / f"{index:06d}.png", np.ones((160, 192), bool))
+    view = load_views([group], [sparse], evidence.images, tmp_path, tmp_path, Window(0, 0, 192, 160))[group.target]
     with torch.no_grad():
         learnt = predict(student.network, stack_views([view], told, "cpu")).z[0].numpy()
     emitted = student.infer(view.image, told, view.tissue).depth

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,9 +13,10 @@ from safetensors.torch import save_file
 
 from recon import cli
 from recon.data.phantom import open_phantom
+from recon.geometry.cameras import crop
 from recon.models import load_depth_model, model_info, registry
 from recon.models.falloff import Falloff
-from recon.models.student import WEIGHTS, Student, StudentDepth, input_size
+from recon.models.student import INPUTS, WEIGHTS, Student, StudentDepth, Window, input_size, seen_window
 from recon.models.weights import load_weights, sha256
 from recon.types import Camera, ReconError
 
@@ -148,3 +150,80 @@ def test_input_sizes_keep_area_and_aspect():
         assert columns % 32 == rows % 32 == 0
         assert 0.7 < columns * rows / (192 * 160) < 1.4
         assert 0.8 < (columns / rows) / (width / height) < 1.25
+
+
+def test_a_round_view_in_a_black_frame_says_what_its_part_alone_says(phantom):
+    """The window is cut out with its lens and put back where it was, whatever lies around it."""
+    model, truth = load_depth_model("student"), phantom.depth_gt(0)
+    image, (height, width) = phantom.frames[0].image(), truth.valid.shape
+    alone = model.infer(image, phantom.camera, truth.valid)
+    left, top = 2 * width // 3, height // 8
+    framed = np.zeros((height + 2 * top, width + 3 * left, 3), np.uint8)
+    framed[top : top + height, left : left + width] = image
+    mask = np.zeros(framed.shape[:2], bool)
+    mask[top : top + height, left : left + width] = truth.valid
+    wide = model.infer(framed, crop(phantom.camera, -left, -top, framed.shape[1], framed.shape[0]), mask)
+    assert wide.depth.shape[1] / wide.depth.shape[0] == pytest.approx(framed.shape[1] / framed.shape[0], rel=0.02)
+    pixels = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32) + 0.5
+
+    def at(depth, shift, size):
+        place = (pixels + shift) * np.array(depth.shape[::-1]) / size - 0.5
+        return cv2.remap(depth, place.astype(np.float32), None, cv2.INTER_LINEAR)
+
+    one, other = at(alone.depth, 0, (width, height)), at(wide.depth, (left, top), framed.shape[1::-1])
+    inside = cv2.erode(truth.valid.astype(np.uint8), np.ones((9, 9)), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    ratio = np.log(one[inside] / other[inside])
+    # The rasters of the two windows differ, so the network sees the part in slightly other sizes.
+    assert np.abs(ratio - np.median(ratio)).mean() < 0.05
+
+
+def test_a_window_is_put_back_where_it_was_cut_out():
+    """Maps that hold every pixel's own place say that place in the whole picture, on grids of any size."""
+    window, whole = Window(30, 12, 120, 60), (90, 200)
+    column, row = np.meshgrid((np.arange(48) + 0.5) * 120 / 48 + 29.5, (np.arange(40) + 0.5) * 60 / 40 + 11.5)
+    maps = torch.from_numpy(np.stack([column, row]))[None].float()
+    for rows, columns in ((90, 200), (45, 100), (63, 160)):
+        back = window.put_back(maps, whole, (rows, columns))[0].numpy()
+        place = np.stack(np.meshgrid((np.arange(columns) + 0.5) * 200 / columns - 0.5, (np.arange(rows) + 0.5) * 90 / rows - 0.5))
+        inside = (np.abs(place - np.array([89.5, 41.5])[:, None, None]) < np.array([58, 29])[:, None, None]).all(axis=0)
+        assert inside.sum() > 200 and np.abs(back - place)[:, inside].max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [
+        ((0, 480), (0, 960), Window(0, 0, 960, 480)),
+        ((0, 480), (250, 700), Window(220, 0, 500, 480)),
+        ((400, 440), (0, 960), Window(0, 240, 960, 240)),
+        ((0, 10), (900, 905), Window(480, 0, 480, 240)),
+        ((101, 459), (3, 801), Window(0, 100, 820, 360)),
+        ((0, 0), (0, 0), Window(0, 0, 960, 480)),
+    ],
+)
+def test_the_window_holds_the_mask_and_half_of_the_picture(rows, columns, expected):
+    mask = np.zeros((480, 960), bool)
+    mask[slice(*rows), slice(*columns)] = True
+    assert seen_window(mask) == expected
+
+
+def test_half_precision_is_used_where_the_processor_has_it_and_says_the_same_depth(phantom):
+    model, image, mask = load_depth_model("student"), phantom.frames[0].image(), phantom.depth_gt(0).valid
+    model.in_bfloat16 = False
+    full = model.infer(image, phantom.camera, mask)
+    model.in_bfloat16 = True
+    half = model.infer(image, phantom.camera, mask)
+    inside = full.depth > 0
+    assert 0 < np.abs(np.log(half.depth[inside] / full.depth[inside])).max() < 0.01
+    assert np.abs(np.log(half.sigma[inside] / full.sigma[inside])).max() < 0.05
+    known = torch.cpu.get_capabilities()
+    assert known.get("architecture") != "x86_64" or "avx512_bf16" in known, "torch renamed it"
+    assert StudentDepth(WEIGHTS, "cpu").in_bfloat16 == known.get("avx512_bf16", False)
+
+
+def test_half_precision_leaves_no_terraces():
+    """Eight bits of a log-distance near 1 would leave some hundred values on as many thousand pixels."""
+    model = load_depth_model("student")
+    seen = torch.rand(1, INPUTS, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for said in model.network(seen):
+            assert said.dtype == torch.float32 and len(said.unique()) > 0.9 * said.numel()

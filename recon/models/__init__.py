@@ -77,6 +77,8 @@ class ModelInfo:
     """SHA-256 of files that came with it before and were trained on the same."""
     published: str | None = None
     """Where the authors publish weights for `depth.weights`; None where no others can be given."""
+    arithmetic: Callable[[str], str] = lambda device: "float32"
+    """What most of the network is computed in on a device."""
     code: str = ""
     """Name and version of the package that brings the network, where it is not this one."""
 

@@ -184,6 +184,7 @@ def _missing(one: Entrant, recording: Recording, machine: Machine, out: Path) ->
         "version": recon.__version__,
         "model": one.model,
         "code": one.info.code,
+        "arithmetic": one.info.arithmetic(machine.device),
         "weights_sha256": one.sha256,
         "recording": recording.path,
         "dataset": recording.sequence.dataset,

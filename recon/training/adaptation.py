@@ -5,7 +5,8 @@ photometric errors, monodepth2), depth maps of partners must be one surface (SC-
 triangulated, and where none of these speaks, shape stays as it was. Batch norm keeps its statistics. How unsure the network says
 it is stays as it was too: errors where it was just fitted would make it too sure, and the scale stage calibrates it for a recording.
 Stretches of the recording, away from what is learnt from, decide, by their photometric error on pixels chosen once, which step is
-kept; where even the best is hardly better than the start, the network stays as it was.
+kept; where even the best is hardly better than the start, the network stays as it was. All of this is computed in float32, also
+where the network is used in bfloat16 afterwards: those differ by some thousandths, far less than is learnt.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from recon.losses import masked_mean
 from recon.losses.depth import gradient_residual
 from recon.losses.photometric import auto_mask, minimum_over_sources
 from recon.models.adapters import attach, merge, train_adapters
-from recon.models.student import StudentDepth, input_size
+from recon.models.student import StudentDepth
 from recon.sampling import spread
 from recon.tracking.mapping import SparseMap
 from recon.tracking.stillness import is_still
 from recon.training.adaptation_losses import Comparison, Depths, Views, compare, predict, stack_views
-from recon.training.adaptation_views import MIN_GROUPS, Group, View, find_groups, hold_out, load_views
+from recon.training.adaptation_views import MIN_GROUPS, Group, View, common_window, find_groups, hold_out, load_views
 from recon.types import Camera
 
 logger = logging.getLogger(__name__)
@@ -181,9 +182,9 @@ class _Adapter:
     """A network, the frames it learns from, and what it said of them at first."""
 
     def __init__(self, model: StudentDepth, evidence: Evidence, groups: Sequence[Group]) -> None:
-        self.network, self.device, self.camera = model.network, model.device, evidence.camera
-        size = input_size(evidence.camera.width_px, evidence.camera.height_px)
-        self.views = load_views(groups, evidence.maps, evidence.images, evidence.tissue, evidence.masks, size)
+        window = common_window(groups, evidence.tissue)
+        self.network, self.device, self.camera = model.network, model.device, window.lens(evidence.camera)
+        self.views = load_views(groups, evidence.maps, evidence.images, evidence.tissue, evidence.masks, window)
         with torch.no_grad():
             self.start = {index: predict(self.network, self._stacked([view])) for index, view in self.views.items()}
 

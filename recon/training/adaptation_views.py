@@ -8,8 +8,9 @@ from a frame holds for its neighbours too, which look almost alike, so frames be
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Float, UInt8
 from recon.geometry.cameras import resize
 from recon.io.images import read_image
 from recon.io.masks import read_mask
+from recon.models.student import Window, input_size, seen_window
 from recon.sampling import spread
 from recon.tracking.mapping import SparseMap
 from recon.types import Camera
@@ -57,7 +59,7 @@ class Group:
 
 @dataclass(frozen=True)
 class View:
-    """One posed frame at the network's size."""
+    """What a window shows of one posed frame, at the network's size."""
 
     image: UInt8[np.ndarray, "h w 3"]
     tissue: Bool[np.ndarray, "h w"]
@@ -107,12 +109,25 @@ def _stretches(groups: Sequence[Group], num: int) -> list[Sequence[Group]]:
 
 
 def load_views(
-    groups: Sequence[Group], maps: Sequence[SparseMap], images: Path, tissue: Path, masks: Path, size: tuple[int, int]
+    groups: Sequence[Group], maps: Sequence[SparseMap], images: Path, tissue: Path, masks: Path, window: Window
 ) -> dict[int, View]:
-    """Every frame of the groups, at `size` (width, height), by its index."""
+    """Every frame of the groups, by its index: what the window shows of it, at the network's size."""
     home = _largest_maps(maps)
-    indices = sorted({index for group in groups for index in group.frames})
-    return {index: _view(index, home[index], images, tissue, masks, size) for index in indices}
+    return {index: _view(index, home[index], images, tissue, masks, window) for index in frames_of(groups)}
+
+
+def frames_of(groups: Iterable[Group]) -> list[int]:
+    """All frames that occur in any of the groups."""
+    return sorted({index for group in groups for index in group.frames})
+
+
+def common_window(groups: Iterable[Group], tissue: Path) -> Window:
+    """The window of everything that is tissue in any frame of the groups: one lens serves for all.
+
+    Where an instrument hides the edge of a frame, inference sees the rest of that frame larger than it was learnt from.
+    """
+    masks = (read_mask(tissue / f"{index:06d}.png") for index in frames_of(groups))
+    return seen_window(reduce(np.logical_or, masks))
 
 
 def _largest_maps(maps: Sequence[SparseMap]) -> dict[int, SparseMap]:
@@ -120,19 +135,23 @@ def _largest_maps(maps: Sequence[SparseMap]) -> dict[int, SparseMap]:
     return {index: sparse for sparse in reversed(maps) for index in sparse.poses}
 
 
-def _view(index: int, sparse: SparseMap, images: Path, tissue: Path, masks: Path, size: tuple[int, int]) -> View:
+def _view(index: int, sparse: SparseMap, images: Path, tissue: Path, masks: Path, window: Window) -> View:
+    size, camera = input_size(window.width, window.height), window.lens(sparse.camera)
     rows = _good_rows(sparse, index)
+    points_px = sparse.obs_px[rows] - (window.left, window.top)
+    inside = ((points_px >= -0.5) & (points_px <= np.array([window.width, window.height]) - 0.5)).all(axis=1)
+    rows, points_px = rows[inside], points_px[inside]
     away = sparse.xyz[sparse.obs_point[rows]] - sparse.poses[index][:3, 3]
-    scale = np.array(size) / (sparse.camera.width_px, sparse.camera.height_px)
-    kept = [_shrunk(read_mask(folder / f"{index:06d}.png"), size) for folder in (tissue, masks)]
+    scale = np.array(size) / (window.width, window.height)
+    kept = [_shrunk(window.cut(read_mask(folder / f"{index:06d}.png")), size) for folder in (tissue, masks)]
     return View(
-        image=cv2.resize(read_image(images / f"{index:06d}.jpg"), size, interpolation=cv2.INTER_AREA),
+        image=cv2.resize(window.cut(read_image(images / f"{index:06d}.jpg")), size, interpolation=cv2.INTER_AREA),
         tissue=kept[0],
         # The windows of SSIM reach one pixel beyond a mask.
         matte=cv2.erode(kept[1].astype(np.uint8), np.ones((3, 3), np.uint8)) > 0,
-        camera=resize(sparse.camera, *size),
+        camera=resize(camera, *size),
         T_world_camera=sparse.poses[index],
-        points_px=(sparse.obs_px[rows] + 0.5) * scale - 0.5,
+        points_px=(points_px + 0.5) * scale - 0.5,
         log_distance=np.log(np.linalg.norm(away, axis=1)),
     )
 
