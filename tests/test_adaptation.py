@@ -31,12 +31,11 @@ from recon.training import adaptation
 from recon.training.adaptation import Evidence, Recipe, adapt, described
 from recon.training.adaptation_losses import inlier_mean, predict, stack_views
 from recon.training.adaptation_views import MIN_GROUPS, common_window, find_groups, frames_of, load_views
-from recon.types import Camera, FrameSequence, ReconError
+from recon.types import FrameSequence, ReconError
 from stages import depth
 
 SPEC = "phantom:tube?seed=33&frames=27&width=192&height=160&step_mm=1.2&noise=0"
 POINTS_PER_FRAME = 60
-CAMERA = Camera("PINHOLE", 64, 48, (50.0, 50.0, 31.5, 23.5))
 UNIT = 0.1
 """Map units per millimetre: structure from motion knows no millimetres."""
 
