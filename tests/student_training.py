@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
+from recon.data.phantom.variety import TRAINING_KINDS
 from recon.training.shards import Shuffled
 from recon.training.student import StudentConfig, train_student
 
@@ -22,6 +25,12 @@ def cast_tiny_shards(out):
 
 def views_of(shards):
     return Shuffled(sorted(shards.glob("*.npy")), 4, seed=0, device="cpu")
+
+
+def kinds_of(shards, pattern="*.npy"):
+    """Kinds of the scenes whose views are there, in their order."""
+    stored = [np.load(path)["kind"] for path in sorted(shards.glob(pattern))]
+    return tuple(dict.fromkeys(TRAINING_KINDS[kind] for kind in np.concatenate(stored)))
 
 
 def train_in(folder, shards, **changes):

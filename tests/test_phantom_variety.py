@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -108,6 +110,23 @@ def test_the_order_of_two_organs_is_certain_in_200_cases():
             grey = case.rendering.image.mean(axis=-1)
             opposed += (np.median(grey[case.near]) < np.median(grey[case.far])) == dark_in_front
     assert opposed >= 190
+
+
+def test_turbinates_lie_along_the_passage_and_are_seen_in_front_of_its_wall():
+    """Without them the same scene has another wall there, farther away; nothing else changes."""
+    seen = 0
+    for seed in range(12):
+        scene = training_scene("turbinate", seed)
+        wall, *bodies = [np.linalg.norm(s.vertices[::20, None] - scene.path[None, ::4, :3, 3], axis=-1).min(axis=1) for s in scene.surfaces]
+        assert max(body.max() for body in bodies) < 2.5 * np.median(wall), "a body lies along the wall, half of it inside at least"
+        bare = replace(scene, surfaces=scene.surfaces[:1], materials=scene.materials[:1])
+        pose = scene.path[len(scene.path) // 2]
+        with_, without = (render(s, CAMERA, pose, Imaging(noise=0.0), np.random.default_rng(0)) for s in (scene, bare))
+        on_body = scene.object_of_face[np.maximum(with_.faces, 0)] > 0
+        assert (with_.distance_mm <= without.distance_mm + 1e-3).all()
+        assert np.array_equal(with_.distance_mm[~on_body], without.distance_mm[~on_body])
+        seen += on_body.mean() > 0.05
+    assert seen >= 6
 
 
 def test_artefacts_of_strength_zero_change_nothing():

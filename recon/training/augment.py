@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from kornia.filters import box_blur
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from recon.training.shards import Batch
 
@@ -33,10 +35,7 @@ def mirror(batch: Batch, sideways: bool, upside_down: bool) -> Batch:
 
 def jitter(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
     """Gain, gamma, black level, saturation, channel gains and mixing, blur and noise, one draw per view."""
-
-    def draw(low: float, high: float, channels: int = 1) -> Tensor:
-        return (low + (high - low) * torch.rand(len(image), channels, 1, 1, generator=generator)).to(image.device)
-
+    draw = partial(_draw, image, generator)
     image = image.clamp_min(1e-4) ** draw(0.75, 1.35) * draw(0.75, 1.2) * draw(0.88, 1.12, 3)
     grey = image.mean(1, keepdim=True)
     image = grey + (image - grey) * draw(0.0, 1.6)
@@ -49,3 +48,23 @@ def jitter(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float
     image = image + (blurred - image) * (draw(-0.6, 1.6)).clamp(-0.5, 1.0)
     noise = torch.randn(image.shape, generator=generator).to(image.device)
     return (image + noise * 0.03 * draw(0.0, 1.0) ** 3).clamp(0, 1)
+
+
+def estrange(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
+    """Bend tones, colours and edges as a video processor might, far beyond what is rendered: one smooth gain, for each channel another
+    one of less strength, one gamma, one sharpening per view.
+
+    For pictures on which another network's answer is learnt, not the truth: the stranger they are, the more of what it says is kept.
+    """
+    draw = partial(_draw, image, generator)
+    gain = draw(-1.0, 1.0, size=4) * draw(0.0, 1.0) + draw(-0.3, 0.3, channels=3, size=4) * draw(0.0, 1.0)
+    gain = interpolate(gain, image.shape[-2:], mode="bicubic", align_corners=True).exp()
+    bent = (image * gain).clamp(0, 1) ** draw(-0.7, 0.7).exp()
+    return (bent + (bent - box_blur(bent, (5, 5), border_type="replicate")) * draw(0.0, 1.5)).clamp(0, 1)
+
+
+def _draw(
+    image: Float[Tensor, "b 3 h w"], generator: torch.Generator, low: float, high: float, channels: int = 1, size: int = 1
+) -> Float[Tensor, "b channels size size"]:
+    """Uniform numbers for every view."""
+    return (low + (high - low) * torch.rand(len(image), channels, size, size, generator=generator)).to(image.device)

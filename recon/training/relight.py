@@ -20,7 +20,7 @@ from recon.data.phantom.variety import random_tissues
 from recon.losses.depth import masked_median
 from recon.training.shards import Batch, Views
 
-CONTRAST_SHARES = {"tube": 0.2, "nasal": 0.2, "cavity": 0.6, "relief": 0.3, "void": 0.7, "smooth": 0.3}
+CONTRAST_SHARES = {"tube": 0.2, "nasal": 0.2, "cavity": 0.7, "relief": 0.3, "void": 0.85, "smooth": 0.3, "turbinate": 0.1}
 """How often dark and bright are dealt out by chance to the objects of a view: colour is not to be read as distance. Most often
 where organs stand before each other, for there the falloff of light misleads."""
 

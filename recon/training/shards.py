@@ -24,7 +24,7 @@ from recon.data.phantom.variety import TRAINING_KINDS, training_scene
 from recon.io.atomic import atomic_path
 from recon.types import ReconError
 
-KIND_SHARES = {"tube": 0.20, "nasal": 0.18, "cavity": 0.22, "relief": 0.10, "void": 0.20, "smooth": 0.10}
+KIND_SHARES = {"tube": 0.12, "nasal": 0.10, "cavity": 0.24, "relief": 0.05, "void": 0.24, "smooth": 0.06, "turbinate": 0.19}
 UNITS = 32767.0
 """Of the stored components of unit vectors."""
 NOISE_UNITS = 30.0

@@ -25,7 +25,7 @@ from recon.models import model_info
 from recon.models.student import STRIDE, Student, student_input
 from recon.models.weights import load_weights, save_halved
 from recon.parallel import in_order
-from recon.training.augment import augment
+from recon.training.augment import augment, estrange
 from recon.training.checkpoints import Interval, Log, load_checkpoint, recipe, save_checkpoint
 from recon.training.relight import relight
 from recon.training.shards import Batch, ShardShape, Shuffled, Views, cast_shard, shards_folder
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class StudentConfig:
     """What `recon train` reads from its file."""
 
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     """Raised whenever the same recipe trains otherwise: another network, other shards, another light."""
 
     num_shards: int = bounded(64, 1)
@@ -70,7 +70,8 @@ class StudentConfig:
     """Weights to begin from; None begins from random numbers."""
     kept_kinds: tuple[str, ...] = ()
     """Kinds of scenes on which the network goes on saying what the initial weights say, whatever the truth (learning without
-    forgetting, Li & Hoiem 2017): renders of them are the least like real pictures. Statistics of normalisation stay as well."""
+    forgetting, Li & Hoiem 2017), depth and uncertainty: renders of them are the least like real pictures. So their tones are bent far
+    more than those of the rest (`estrange`). Statistics of normalisation stay as well."""
     moved_share: float = bounded(1.0, 0.0, 1.0)
     """How far from the initial weights to those learnt the written ones lie, with `kept_kinds` (WiSE-FT, Wortsman et al. 2022).
     May be chosen when all is learnt: the same command with another share writes the weights again."""
@@ -105,6 +106,9 @@ def train_student(config: StudentConfig, out: Path, stop_after: int | None = Non
     # What is wrong with a recipe is said before the shards are cast, which takes longest.
     state = TrainingState(config)
     state.load(out / "checkpoint.pt")
+    if state.step >= config.num_steps:
+        # All is learnt; there may be another share to write, and no shards are needed for it.
+        return save_weights(state, out / "student.safetensors")
     shards = cast_shards(config, out)
     training = Shuffled(shards[2:], config.batch_size, config.seed, config.device)
     validation = Shuffled(shards[:2], config.batch_size, config.seed, config.device)
@@ -217,25 +221,37 @@ def backward(state: TrainingState, part: int, views: Views, config: StudentConfi
     """Light and augment one part of a step's views and leave its gradients in its replica."""
     rng = np.random.default_rng([config.seed, state.step, part])
     batch = relight(views.every_second() if state.step < config.coarse_steps else views, rng)
-    batch = augment(batch, torch.Generator().manual_seed(int(rng.integers(2**63))))
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    batch = augment(batch, generator)
     kept = [index for index, kind in enumerate(views.kinds) if kind in config.kept_kinds]
+    if kept:
+        batch.image[kept] = estrange(batch.image[kept], generator)
     network = state.replicas[part]
     network.train(state.first is None)
     network.zero_grad(set_to_none=True)
-    losses = compute_losses(predict(network, batch, config), batch, taught(batch, kept, state))
+    losses = compute_losses(predict(network, batch, config), batch, *taught(batch, kept, state))
     total = losses["depth"] + config.gradient_weight * losses["gradient"] + config.uncertainty_weight * losses["uncertainty"]
     total.backward()
     return {name: float(value.detach()) for name, value in {**losses, "total": total}.items()}
 
 
+def truth(batch: Batch) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]]:
+    """The true log-distances, and NaN for the errors to expect: a network's own against them."""
+    return batch.log_distance, torch.full_like(batch.log_distance, torch.nan)
+
+
 @torch.no_grad()
-def taught(batch: Batch, kept: list[int], state: TrainingState) -> Float[Tensor, "b h w"]:
-    """The log-distances that the network is to say: the truth, but of the views in `kept` what the initial weights say."""
-    if not kept:
-        return batch.log_distance
-    target = batch.log_distance.clone()
-    target[kept] = predict(state.first, Batch(**{f.name: getattr(batch, f.name)[kept] for f in fields(Batch)}), state.config)[0]
-    return target
+def taught(batch: Batch, kept: list[int], state: TrainingState) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]]:
+    """The log-distances that the network is to say, and the errors that it is to expect.
+
+    They are the truth, but for the views in `kept` what the initial weights say and expect. The truth of those pictures would teach how far the bending of their tones misleads, which is no property of real ones.
+    """
+    target, expected = (layer.clone() for layer in truth(batch))
+    if kept:
+        held = Batch(**{f.name: getattr(batch, f.name)[kept] for f in fields(Batch)})
+        target[kept], log_scale = predict(state.first, held, state.config)
+        expected[kept] = log_scale.exp()
+    return target, expected
 
 
 def learning_rate(step: int, config: StudentConfig) -> float:
@@ -258,13 +274,16 @@ def predict(network: torch.nn.Module, batch: Batch, config: StudentConfig) -> tu
 
 
 def compute_losses(
-    said: tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]], batch: Batch, target: Float[Tensor, "b h w"]
+    said: tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]],
+    batch: Batch,
+    target: Float[Tensor, "b h w"],
+    expected: Float[Tensor, "b h w"],
 ) -> dict[str, torch.Tensor]:
     """Mean losses of what `predict` said over the pixels whose distance is known: of the depth to `target`, of its uncertainty by the
-    error against the truth."""
+    `expected` error, which NaN leaves to be that against the truth."""
     log_distance, log_scale = said
     residual = log_residual(log_distance, target, batch.known)
-    error = log_residual(log_distance.detach(), batch.log_distance, batch.known)
+    error = torch.where(expected.isnan(), log_residual(log_distance.detach(), batch.log_distance, batch.known), expected)
     num_known = batch.known.sum().clamp_min(1)
     gradients = [gradient_residual(residual, batch.known, step) for step in (1, 2, 4, 8)]
     return {
@@ -282,7 +301,7 @@ def validate(network: torch.nn.Module, batches: Shuffled, config: StudentConfig)
     for step in range(len(batches.places)):
         batch = relight(batches[step], np.random.default_rng([config.seed, step]))
         said = predict(network, batch, config)
-        losses = compute_losses(said, batch, batch.log_distance)
+        losses = compute_losses(said, batch, *truth(batch))
         residual = log_residual(said[0], batch.log_distance, batch.known)
         losses["abs_rel"] = ((residual.exp() - 1).abs() * batch.known).sum() / batch.known.sum().clamp_min(1)
         for name, value in losses.items():

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
-from recon.data.phantom.geometry import Surface, loop, organ, relief, rod
+from recon.data.phantom.geometry import Surface, TubeShape, loop, organ, relief, rod
 from recon.data.phantom.noise import random_noise
 from recon.data.phantom.scene import (
     MUCOSA,
@@ -23,7 +24,7 @@ from recon.data.phantom.scene import (
     tube_scene,
 )
 
-TRAINING_KINDS = ("tube", "nasal", "cavity", "relief", "void", "smooth")
+TRAINING_KINDS = ("tube", "nasal", "cavity", "relief", "void", "smooth", "turbinate")
 DARK, BRIGHT = (0.015, 0.10), (0.5, 0.95)
 """Linear albedo of the strongest channel of dark (liver-like) and bright (bowel- or fat-like) tissue."""
 
@@ -42,7 +43,11 @@ def training_scene(kind: str, seed: int) -> Scene:
         scene = relief_scene(rng, volume)
     else:
         shape = random_tube(rng) if kind == "tube" else random_passage(rng)
+        if kind == "turbinate" and rng.random() < 0.8:
+            shape = smoothed(rng, shape)
         scene = tube_scene(rng, shape, random_material(rng, MUCOSA), volume)
+        if kind == "turbinate":
+            scene = replace(scene, surfaces=(*scene.surfaces, *turbinates(rng, scene.path, shape.radius_mm)))
     return paint(rng, scene)
 
 
@@ -109,6 +114,36 @@ def void_scene(rng: np.random.Generator, volume: Tensor) -> Scene:
             surfaces.append(strand(rng, centre, distance, size * (0.5 if kind == "tube" else 0.1)))
     blank = random_tissue(rng, None)
     return Scene(tuple(surfaces), (blank,) * len(surfaces), orbit(rng, np.zeros(3), distance, direction), volume)
+
+
+def smoothed(rng: np.random.Generator, shape: TubeShape) -> TubeShape:
+    """A passage whose walls are smooth and wide apart on one axis, as a septum and what faces it; turbinates give it its relief."""
+    return replace(
+        shape,
+        fold_height=0.0,
+        num_ridges=int(rng.integers(0, 2)),
+        squeeze=float(np.exp(rng.choice([-1, 1]) * rng.uniform(0.0, 0.5))),
+        bump_mm=shape.radius_mm * float(np.exp(rng.uniform(np.log(0.001), np.log(0.012)))),
+    )
+
+
+def turbinates(rng: np.random.Generator, path: Float[np.ndarray, "n 4 4"], radius_mm: float) -> list[Surface]:
+    """One to three rounded bodies along the walls of a passage of about that radius, to be painted apart from it."""
+    surfaces = []
+    for _ in range(rng.integers(1, 4)):
+        first, last = np.sort(rng.uniform(0, 1, 2))
+        middle, half = (first + last) / 2, max((last - first) / 2, 0.12)
+        share = np.linspace(-1, 1, 48)
+        at = np.clip(middle + half * share, 0, 1) * (len(path) - 1)
+        # The slight slope keeps points apart that were clipped to an end of the path.
+        line = np.stack([np.interp(at, np.arange(len(path)), path[:, axis, 3]) for axis in range(3)], -1) + share[:, None] * 1e-3
+        across = np.linalg.qr(np.column_stack([line[-1] - line[0], rng.normal(size=(3, 2))]))[0][:, 1:]
+        angle = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.4) * share
+        offset = radius_mm * (rng.uniform(0.6, 1.1) + rng.uniform(0, 0.1) * np.sin(rng.uniform(2, 8) * share))
+        ends = (1 - np.abs(share) ** rng.uniform(2, 6)).clip(1e-4) ** 0.5
+        line = line + offset[:, None] * (np.cos(angle)[:, None] * across[:, 0] + np.sin(angle)[:, None] * across[:, 1])
+        surfaces.append(rod(line, radius_mm * rng.uniform(0.2, 0.75) * ends, sides=40))
+    return surfaces
 
 
 def strand(rng: np.random.Generator, centre: np.ndarray, distance_mm: float, radius_mm: float) -> Surface:
