@@ -14,8 +14,9 @@ from tiny_training import FLOW, SHORT, TUBE, abs_rel, config_of, untrained
 from recon.io.atomic import read_json
 from recon.models import DepthEstimate, registry
 from recon.models.litemono import LiteMono
+from recon.models.student import Student
 from recon.models.vit import VIT_SIZES, DinoVisionTransformer, VitSize
-from recon.models.weights import training_facts
+from recon.models.weights import save_halved, training_facts
 from recon.training.selfsup import TrainingState, open_clips, train_self_supervised
 from recon.training.teacher import load_teacher, teacher_disparity
 from recon.types import ReconError
@@ -87,9 +88,19 @@ def test_a_teacher_is_asked_in_disparity_where_it_and_the_mask_know(clips):
         assert disparity[0, -1, -1].item() == pytest.approx(1 / 6, rel=1e-5)
 
 
+def test_a_training_does_not_go_on_under_another_packaged_teacher(tmp_path, monkeypatch):
+    config = config_of("litenet", **LITENET)
+    TrainingState(untrained("litenet", config), ()).save(tmp_path / "checkpoint.pt")
+    TrainingState(untrained("litenet", config), ()).load(tmp_path / "checkpoint.pt")
+    save_halved(Student(), tmp_path / "next.safetensors", {"method": "student", "trained_on": ["phantom"]})
+    monkeypatch.setattr("recon.models.student.WEIGHTS", tmp_path / "next.safetensors")
+    with pytest.raises(ReconError, match="began with another file of teacher"):
+        TrainingState(untrained("litenet", config), ()).load(tmp_path / "checkpoint.pt")
+
+
 def test_teachers_are_those_of_the_registry():
-    model, seen = load_teacher("falloff", None, "cpu")
-    assert seen == () and model is not None
+    model, seen, checksum = load_teacher("falloff", None, "cpu")
+    assert seen == () and checksum == "" and model is not None
     assert untrained("litenet", config_of("litenet", **LITENET)).seen_before == ("phantom",)
     with pytest.raises(ReconError, match=r"teacher = 'endodac'.*needs its weights.*depth_model\.pth, which its authors publish at"):
         untrained("litenet", config_of("litenet", teacher="endodac"))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -59,15 +61,16 @@ def load_checkpoint(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None
     return checkpoint
 
 
-def recipe(config: Any) -> dict[str, Any]:
+def recipe(config: Any, checksums: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
     """What decides a training's outcome, in plain values; `version` is the config's VERSION, raised where the code trains otherwise.
 
     Files that settings name are told by their SHA-256 as well, for another one of the same name makes another training: so it is to
-    be asked for once, when they are read.
+    be asked for once, when they are read. `checksums` are those of files that settings lead to without a path.
     """
     values = {"version": getattr(config, "VERSION", 1), **asdict(config)}
     paths = {name: path / TRAINED if path.is_dir() else path for name, path in values.items() if isinstance(path, Path)}
-    values |= {name + CHECKSUM: sha256(path) for name, path in paths.items() if path.is_file()}
+    files = {name: sha256(path) for name, path in paths.items() if path.is_file()}
+    values |= {name + CHECKSUM: found for name, found in {**files, **checksums}.items()}
     return {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in values.items()

@@ -147,7 +147,7 @@ class TrainingState:
     """Everything that a resumed run needs: networks, optimisers, loss scales, step and the best so far."""
 
     def __init__(self, method: Method, datasets: tuple[str, ...]) -> None:
-        self.method, self.config, self.datasets, self.recipe = method, method.config, datasets, recipe(method.config)
+        self.method, self.config, self.datasets, self.recipe = method, method.config, datasets, recipe(method.config, method.checksums)
         device = torch.device(self.config.device).type
         self.scalers = [torch.amp.GradScaler(device, enabled=self.config.uses_half) for _ in method.phases]
         self.step = 0

@@ -244,7 +244,8 @@ def truth(batch: Batch) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]]
 def taught(batch: Batch, kept: list[int], state: TrainingState) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]]:
     """The log-distances that the network is to say, and the errors that it is to expect.
 
-    They are the truth, but for the views in `kept` what the initial weights say and expect. The truth of those pictures would teach how far the bending of their tones misleads, which is no property of real ones.
+    They are the truth, but for the views in `kept` what the initial weights say and expect: the truth of those pictures would teach how
+    far the bending of their tones misleads, which is no property of real ones.
     """
     target, expected = (layer.clone() for layer in truth(batch))
     if kept:

@@ -18,10 +18,11 @@ NOMINAL_FOCAL = (0.82, 1.02)
 """Focal lengths over width and height that stand in for an unknown lens: SCARED's, as the endoscopic family takes them."""
 
 
-def load_teacher(name: str, weights: Path | None, device: str) -> tuple[DepthModel, tuple[str, ...]]:
-    """A network of `recon models`, and what it was trained on. Raises ReconError as they do, naming `teacher`."""
+def load_teacher(name: str, weights: Path | None, device: str) -> tuple[DepthModel, tuple[str, ...], str]:
+    """A network of `recon models`, what it was trained on, and its weights' SHA-256. Raises ReconError as they do, naming `teacher`."""
     try:
-        return load_depth_model(name, device, weights), model_info(name).seen(weights)
+        info = model_info(name)
+        return load_depth_model(name, device, weights), info.seen(weights), info.checksum(weights)
     except ReconError as error:
         raise ReconError(f"teacher = {name!r} (its weights are given by teacher_path, here called depth.weights): {error}") from error
 

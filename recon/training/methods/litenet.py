@@ -103,8 +103,8 @@ class LiteNetMethod(AfSfmMethod):
     def __init__(self, config: LiteNetConfig) -> None:
         self.teacher = None
         if config.distils:
-            self.teacher, seen = load_teacher(config.teacher, config.teacher_path, config.device)
-            self.seen_before = seen
+            self.teacher, self.seen_before, checksum = load_teacher(config.teacher, config.teacher_path, config.device)
+            self.checksums = {"teacher": checksum}
         self.dino = _dino(config)
         if self.dino is not None:
             self.seen_before = (*self.seen_before, *NATURAL)

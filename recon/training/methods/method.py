@@ -6,10 +6,11 @@ networks, while the others are in evaluation mode and take no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -127,6 +128,8 @@ class Method:
     config: SelfSupervisedConfig
     seen_before: tuple[str, ...] = ()
     """What weights that training starts from were trained on."""
+    checksums: Mapping[str, str] = MappingProxyType({})
+    """SHA-256 of files that decide a training though no path in its recipe leads to them."""
     networks: nn.ModuleDict
     phases: tuple[Phase, ...]
 
