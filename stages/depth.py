@@ -200,7 +200,7 @@ def _checksums(config: Config) -> dict[str, str]:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=7,
+    version=8,
     reads=("frames", "camera", "masks"),
     also_reads=lambda config: ("structure",) if config.adapt else ("source",) if config.model == DATASET else (),
     writes=("depth.json", "depth/*.tiff", "sigma/*.tiff"),

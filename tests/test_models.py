@@ -16,7 +16,7 @@ from recon.data.phantom import open_phantom
 from recon.geometry.cameras import crop
 from recon.models import load_depth_model, model_info, registry
 from recon.models.falloff import Falloff
-from recon.models.student import INPUTS, WEIGHTS, Student, StudentDepth, Window, input_size, seen_window
+from recon.models.student import INPUT_AREA_PX, INPUTS, WEIGHTS, Student, StudentDepth, Window, input_size, seen_window
 from recon.models.weights import load_weights, sha256
 from recon.types import Camera, ReconError
 
@@ -148,7 +148,7 @@ def test_input_sizes_keep_area_and_aspect():
     for width, height in ((960, 540), (675, 540), (720, 576), (500, 500)):
         columns, rows = input_size(width, height)
         assert columns % 32 == rows % 32 == 0
-        assert 0.7 < columns * rows / (192 * 160) < 1.4
+        assert 0.7 < columns * rows / INPUT_AREA_PX < 1.4
         assert 0.8 < (columns / rows) / (width / height) < 1.25
 
 

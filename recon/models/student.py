@@ -24,8 +24,9 @@ from recon.types import Camera
 
 WIDTHS = (20, 40, 64, 104, 160)
 STRIDE = 32
-INPUT_AREA_PX = 192 * 160
-"""Networks of this kind are best at the size at which they were trained."""
+INPUT_AREA_PX = 192 * 192
+"""Of the largest pictures that it was trained on: real ones hold more detail than renders, and on still larger ones it knows less of
+what lies apart."""
 WEIGHTS = PACKAGED / "student.safetensors"
 WINDOW_RASTER = 48
 """Steps across a picture in which the borders of a window are placed."""
