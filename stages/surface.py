@@ -108,7 +108,7 @@ def _has_depth(folder: Path, index: int) -> bool:
 STAGE = Stage(
     config=Config,
     run=run,
-    version=8,
+    version=9,
     reads=("frames", "masks", "trajectory", "scale", "stereo"),
     writes=("surface.ply", "surface.json"),
     seconds_per_frame=0.6,

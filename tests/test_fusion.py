@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fusion_scenes import CAMERA, fused, look_at, orbit, silent, sphere_depth, tube_depth, view_of
+from scipy.special import erfinv
 
 from recon.fusion import fuse as fusion
 from recon.fusion.consistency import agreement, log_residual
 from recon.fusion.fuse import FusionSettings, fuse
 from recon.fusion.regions import joined, split
 from recon.fusion.selection import select_frames, select_neighbours
-from recon.fusion.tsdf import BYTES_PER_BLOCK
+from recon.fusion.tsdf import BYTES_PER_BLOCK, UNMATCHED_CORRELATION
 from recon.fusion.view import rays
 from recon.fusion.weights import pixel_weights
 from recon.geometry.surface import edge_mask, normals_from_depth
@@ -50,6 +51,22 @@ def test_confidence_errs_on_the_safe_side_of_the_share_that_is_true():
         said.append(mesh.confidence.mean())
         true.append((sphere_error(mesh) < 0.3).mean())
     assert np.mean(true) - 0.35 < np.mean(said) < np.mean(true)
+
+
+def test_unmatched_views_are_counted_as_fewer_for_they_err_alike(sphere_views):
+    """The variance of a mean of n samples of equal correlation r is 1 + r (n - 1) times that of n independent ones; one view is one."""
+
+    def confidence(views, is_matched):
+        views = [replace(view, matched=np.full_like(view.matched, is_matched)) for view in views]
+        mesh = fused(views, typical_error=0.6, tolerance=0.3)
+        return mesh.confidence, mesh.observations
+
+    many, num = confidence(sphere_views, True)
+    alike, _ = confidence(sphere_views, False)
+    ratio = (erfinv(many) / erfinv(alike)) ** 2
+    for n in (2, 4, 6):
+        assert np.median(ratio[num == n]) == pytest.approx(1 + UNMATCHED_CORRELATION * (n - 1), rel=0.1)
+    assert np.array_equal(*(confidence(sphere_views[:1], is_matched)[0] for is_matched in (True, False)))
 
 
 def test_faces_turn_towards_the_cameras(sphere_views):

@@ -31,6 +31,8 @@ MAX_OFFSET = 1.0
 TINY_WEIGHT = 1e-6
 SHARED_ERROR = 0.25
 """Share of the variance between frames that more frames do not average away: they make the same mistakes."""
+UNMATCHED_CORRELATION = 0.3
+"""Of the errors of two frames where no views were matched: a network errs alike on what looks alike, and no scatter shows it."""
 
 
 class TsdfVolume:
@@ -92,7 +94,8 @@ class TsdfVolume:
 
         Confidence is the probability that the surface is true to within the tolerance: of a normal error whose variance is that
         of the inverse-variance weighted mean and a share of what the frames differ by, times the share of the weight that saw a
-        surface here instead of through it.
+        surface here instead of through it. Frames in which it was not matched count as fewer, by the design effect of correlated
+        samples (Kish 1965).
         """
         # The threshold is explicit because Open3D's default of 3.0 empties every volume of fewer than 3 frames.
         raw = self.grid.extract_triangle_mesh(weight_threshold=TINY_WEIGHT)
@@ -102,7 +105,11 @@ class TsdfVolume:
         at = self._at_vertices(vertices)
         surface_weight, weight = at["surface_weight"][:, 0], at["weight"][:, 0]
         scatter = np.maximum(at["square"] - at["tsdf"] ** 2, 0)[:, 0] * self.truncation**2
-        variance = self.typical_error**2 / np.maximum(surface_weight, TINY_WEIGHT) + SHARED_ERROR * scatter
+        matched, observations = np.clip(at["matched"][:, 0], 0, 1), at["observations"][:, 0]
+        unmatched = 1 - matched
+        alike = 1 + UNMATCHED_CORRELATION * np.maximum(unmatched * observations - 1, 0)
+        independent_weight = np.maximum(surface_weight * (matched + unmatched / alike), TINY_WEIGHT)
+        variance = self.typical_error**2 / independent_weight + SHARED_ERROR * scatter
         within = erf(self.tolerance / np.sqrt(2 * variance))
         presence = surface_weight / np.maximum(weight, TINY_WEIGHT)
         order, faces = canonical_order(vertices, raw.triangle.indices.numpy())
@@ -111,8 +118,8 @@ class TsdfVolume:
             faces=faces,
             colors=np.clip(np.rint(at["color"][order]), 0, 255).astype(np.uint8),
             confidence=np.clip(within * presence, 0, 1).astype(np.float32)[order],
-            observations=at["observations"][order, 0],
-            matched=np.clip(at["matched"][order, 0], 0, 1),
+            observations=observations[order],
+            matched=matched[order],
             unit=unit,
         )
 
