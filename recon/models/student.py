@@ -233,6 +233,9 @@ def info() -> ModelInfo:
         load=lambda device, weights: StudentDepth(weights, device),
         packaged=WEIGHTS,
         arithmetic=arithmetic,
-        earlier=("df582ef31878ce161a426ff198c54724c5a5622fc29dfaa1d766d50314ec3aa5",),
+        earlier=(
+            "df582ef31878ce161a426ff198c54724c5a5622fc29dfaa1d766d50314ec3aa5",
+            "040d8f48c2c201c190a26ded4c441c9c10d90721bbb0fe5ffd993b21d3e28fd7",
+        ),
         published="`recon train configs/train/student.toml` writes such a file",
     )
