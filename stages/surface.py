@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recon.fusion.fuse import CACHED_VIEWS, FusionSettings, fuse
+from recon.fusion.fuse import CACHED_VIEWS, UNMATCHED_CORRELATION, FusionSettings, fuse
 from recon.fusion.review import review
 from recon.fusion.selection import select_frames, select_neighbours
 from recon.fusion.sightings import timestamps_of
@@ -88,6 +88,8 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         min_truncation_voxels=config.min_truncation_voxels,
         min_agreement=config.min_agreement,
         max_volume_bytes=config.max_volume_mb * 1_000_000,
+        # Where no keyframe is matched (weak texture, depth that a data set gives), nothing tells how alike frames err.
+        unmatched_correlation=UNMATCHED_CORRELATION if matched else 0.0,
         num_threads=config.num_threads,
     )
     views = views_of(chosen)

@@ -62,11 +62,11 @@ def tube_depth(T, radius=12.0) -> np.ndarray:
     return np.where(z < 80, z, 0)
 
 
-def fused(views, voxel=0.5, truncation=2.0, typical_error=0.6, tolerance=0.3) -> Mesh:
+def fused(views, voxel=0.5, truncation=2.0, typical_error=0.6, tolerance=0.3, correlation=0.0) -> Mesh:
     blocks = np.zeros((0, 3), np.int64)
     for view in views:
         blocks = merge_blocks(blocks, touched_blocks(view, voxel, truncation, ORIGIN))
-    volume = TsdfVolume(blocks, voxel, truncation, ORIGIN, typical_error, tolerance)
+    volume = TsdfVolume(blocks, voxel, truncation, ORIGIN, typical_error, tolerance, correlation)
     for view in views:
         volume.integrate(view)
     return volume.extract("mm")

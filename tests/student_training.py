@@ -28,8 +28,8 @@ def views_of(shards):
 
 
 def kinds_of(shards, pattern="*.npy"):
-    """Kinds of the scenes whose views are there, in their order."""
-    stored = [np.load(path)["kind"] for path in sorted(shards.glob(pattern))]
+    """Kinds of the scenes that are trained on, not those of the two shards for validation, in their order."""
+    stored = [np.load(path)["kind"] for path in sorted(shards.glob(pattern)) if int(path.name[:4]) >= 2]
     return tuple(dict.fromkeys(TRAINING_KINDS[kind] for kind in np.concatenate(stored)))
 
 

@@ -14,7 +14,7 @@ from recon.fusion.consistency import agreement, log_residual
 from recon.fusion.fuse import FusionSettings, fuse
 from recon.fusion.regions import joined, split
 from recon.fusion.selection import select_frames, select_neighbours
-from recon.fusion.tsdf import BYTES_PER_BLOCK, UNMATCHED_CORRELATION
+from recon.fusion.tsdf import BYTES_PER_BLOCK
 from recon.fusion.view import rays
 from recon.fusion.weights import pixel_weights
 from recon.geometry.surface import edge_mask, normals_from_depth
@@ -54,19 +54,24 @@ def test_confidence_errs_on_the_safe_side_of_the_share_that_is_true():
 
 
 def test_unmatched_views_are_counted_as_fewer_for_they_err_alike(sphere_views):
-    """The variance of a mean of n samples of equal correlation r is 1 + r (n - 1) times that of n independent ones; one view is one."""
+    """The variance of a mean of n samples of equal correlation r is 1 + r (n - 1) times that of n independent ones."""
 
-    def confidence(views, is_matched):
-        views = [replace(view, matched=np.full_like(view.matched, is_matched)) for view in views]
-        mesh = fused(views, typical_error=0.6, tolerance=0.3)
+    def confidence(views, is_matched, correlation=0.3):
+        views = [replace(view, matched=np.full_like(view.matched, value)) for view, value in zip(views, is_matched, strict=True)]
+        mesh = fused(views, typical_error=0.6, tolerance=0.3, correlation=correlation)
         return mesh.confidence, mesh.observations
 
-    many, num = confidence(sphere_views, True)
-    alike, _ = confidence(sphere_views, False)
-    ratio = (erfinv(many) / erfinv(alike)) ** 2
+    num = len(sphere_views)
+    matched, seen = confidence(sphere_views, [True] * num)
+    alike, _ = confidence(sphere_views, [False] * num)
+    ratio = (erfinv(matched) / erfinv(alike)) ** 2
     for n in (2, 4, 6):
-        assert np.median(ratio[num == n]) == pytest.approx(1 + UNMATCHED_CORRELATION * (n - 1), rel=0.1)
-    assert np.array_equal(*(confidence(sphere_views[:1], is_matched)[0] for is_matched in (True, False)))
+        assert np.median(ratio[seen == n]) == pytest.approx(1 + 0.3 * (n - 1), rel=0.1)
+    mixed, _ = confidence(sphere_views, [True, False] * (num // 2))
+    assert (alike <= mixed).all() and (mixed <= matched).all() and alike.mean() + 0.05 < mixed.mean() < matched.mean() - 0.02
+    for views, correlation in ((sphere_views[:1], 0.3), (sphere_views, 0.0)):
+        given = (confidence(views, [value] * len(views), correlation)[0] for value in (True, False))
+        assert np.array_equal(*given), "one view is one, and without correlation nothing is counted as fewer"
 
 
 def test_faces_turn_towards_the_cameras(sphere_views):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ from recon.models import load_depth_model, model_info, registry
 from recon.models.falloff import Falloff
 from recon.models.student import INPUT_AREA_PX, INPUTS, WEIGHTS, Student, StudentDepth, Window, input_size, seen_window
 from recon.models.weights import load_weights, sha256
+from recon.training.student import StudentConfig
 from recon.types import Camera, ReconError
 
 READY = [name for name, info in registry().items() if info.packaged or not info.published]
@@ -145,6 +147,8 @@ def test_weights_survive_a_round_trip_and_damage_is_noticed(tmp_path):
 
 
 def test_input_sizes_keep_area_and_aspect():
+    assert max(math.prod(map(int, size.split("x"))) for size in StudentConfig.sizes_px) == INPUT_AREA_PX
+    assert input_size(500, 500) == (192, 192)
     for width, height in ((960, 540), (675, 540), (720, 576), (500, 500)):
         columns, rows = input_size(width, height)
         assert columns % 32 == rows % 32 == 0

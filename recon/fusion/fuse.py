@@ -23,6 +23,9 @@ CACHED_VIEWS = 48
 """How many recent views a loader should keep: each is asked for several times, by its neighbours."""
 CONFIDENCE_TOLERANCE = 0.01
 """Of the median depth: the error that the confidence of the surface asks about."""
+UNMATCHED_CORRELATION = 0.3
+"""A network errs alike on what looks alike, and no scatter shows it: where matching was silent, those parts of a rendered colon that
+more frames saw were true less often. Chosen there of .3 and .5, which differ little."""
 MAX_REGIONS = 64
 """Voxels are coarsened until so many regions hold the volume."""
 NOISE_SAMPLES = 12
@@ -44,6 +47,8 @@ class FusionSettings:
     """A pixel of which the voting views agree less than this is unknown."""
     max_volume_bytes: int = 500_000_000
     """A volume that needs more is fused region by region."""
+    unmatched_correlation: float = 0.0
+    """Of the errors of two frames where matching gave no depth: UNMATCHED_CORRELATION where a network speaks for it."""
     num_threads: int = 0
     """Of the processor; 0 means all. The surface is the same."""
 
@@ -109,7 +114,8 @@ def fuse(
         raise _empty(stats, known, kept)
 
     def fused(region: Region) -> Mesh:
-        volume = TsdfVolume(region.blocks, voxel, truncation, origin, typical_sigma * median_depth, CONFIDENCE_TOLERANCE * median_depth)
+        lengths = (typical_sigma * median_depth, CONFIDENCE_TOLERANCE * median_depth)
+        volume = TsdfVolume(region.blocks, voxel, truncation, origin, *lengths, settings.unmatched_correlation)
         seeing = [i for i in range(num) if region.is_within(*reaches[i], origin, voxel, truncation)]
         for i in watch(seeing, len(seeing), "fusing depth"):
             volume.integrate(weighed(i), settings.num_threads)

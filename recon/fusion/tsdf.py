@@ -31,8 +31,6 @@ MAX_OFFSET = 1.0
 TINY_WEIGHT = 1e-6
 SHARED_ERROR = 0.25
 """Share of the variance between frames that more frames do not average away: they make the same mistakes."""
-UNMATCHED_CORRELATION = 0.3
-"""Of the errors of two frames where no views were matched: a network errs alike on what looks alike, and no scatter shows it."""
 
 
 class TsdfVolume:
@@ -45,6 +43,7 @@ class TsdfVolume:
         origin: world point that lies at the volume's origin, so that float32 is enough anywhere.
         typical_error: standard deviation of the distance that a pixel of weight 1 measures, world units.
         tolerance: error that `confidence` asks about, world units.
+        unmatched_correlation: of the errors of two frames where matching gave no depth.
     """
 
     def __init__(
@@ -55,11 +54,12 @@ class TsdfVolume:
         origin: Float[np.ndarray, " 3"],
         typical_error: float,
         tolerance: float,
+        unmatched_correlation: float = 0.0,
     ) -> None:
         if len(blocks) == 0:
             raise ReconError("the volume has no block: no depth pixel has a weight above 0", exit_code=1)
         self.voxel, self.truncation, self.origin = voxel, truncation, origin
-        self.typical_error, self.tolerance = typical_error, tolerance
+        self.typical_error, self.tolerance, self.unmatched_correlation = typical_error, tolerance, unmatched_correlation
         self.grid = o3d.t.geometry.VoxelBlockGrid(
             list(ATTRIBUTES),
             [o3c.float32] * len(ATTRIBUTES),
@@ -107,7 +107,7 @@ class TsdfVolume:
         scatter = np.maximum(at["square"] - at["tsdf"] ** 2, 0)[:, 0] * self.truncation**2
         matched, observations = np.clip(at["matched"][:, 0], 0, 1), at["observations"][:, 0]
         unmatched = 1 - matched
-        alike = 1 + UNMATCHED_CORRELATION * np.maximum(unmatched * observations - 1, 0)
+        alike = 1 + self.unmatched_correlation * np.maximum(unmatched * observations - 1, 0)
         independent_weight = np.maximum(surface_weight * (matched + unmatched / alike), TINY_WEIGHT)
         variance = self.typical_error**2 / independent_weight + SHARED_ERROR * scatter
         within = erf(self.tolerance / np.sqrt(2 * variance))

@@ -112,7 +112,7 @@ def student_input(
 
 
 def input_size(width_px: int, height_px: int, area_px: int = INPUT_AREA_PX) -> tuple[int, int]:
-    """Width and height near a picture's aspect, multiples of 32, of about the area the network was trained at."""
+    """Width and height near a picture's aspect, multiples of 32, of about that area."""
     scale = np.sqrt(area_px / (width_px * height_px))
     return max(round(width_px * scale / STRIDE), 1) * STRIDE, max(round(height_px * scale / STRIDE), 1) * STRIDE
 

@@ -21,7 +21,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -50,6 +50,8 @@ CYCLE_GAIN = 0.9
 @dataclass(frozen=True)
 class LiteNetConfig(AfSfmConfig):
     """The published options; the terms that no one published have this project's weights."""
+
+    VERSION: ClassVar[int] = 2
 
     teacher: str = "student"
     """A name from `recon models`, or the path of an exported network: whose depth is distilled."""
@@ -104,7 +106,8 @@ class LiteNetMethod(AfSfmMethod):
         self.teacher = None
         if config.distils:
             self.teacher, self.seen_before, checksum = load_teacher(config.teacher, config.teacher_path, config.device)
-            self.checksums = {"teacher": checksum}
+            if config.teacher_path is None and checksum:
+                self.checksums = {"teacher": checksum}
         self.dino = _dino(config)
         if self.dino is not None:
             self.seen_before = (*self.seen_before, *NATURAL)
