@@ -34,7 +34,7 @@ from recon.training.adaptation_views import MIN_GROUPS, common_window, find_grou
 from recon.types import FrameSequence, ReconError
 from stages import depth
 
-SPEC = "phantom:tube?seed=33&frames=27&width=192&height=160&step_mm=1.2&noise=0"
+SPEC = "phantom:tube?seed=33&frames=27&width=192&height=192&step_mm=1.2&noise=0"
 POINTS_PER_FRAME = 60
 UNIT = 0.1
 """Map units per millimetre: structure from motion knows no millimetres."""
@@ -259,8 +259,8 @@ def test_distance_becomes_z_as_it_does_for_the_result(recording, student, tmp_pa
     sparse = replace(evidence.maps[0], camera=replace(told, params=refined_params))
     group = find_groups([sparse])[5]
     for index in group.frames:
-        write_mask(tmp_path / f"{index:06d}.png", np.ones((160, 192), bool))
-    view = load_views([group], [sparse], evidence.images, tmp_path, tmp_path, Window(0, 0, 192, 160))[group.target]
+        write_mask(tmp_path / f"{index:06d}.png", np.ones((192, 192), bool))
+    view = load_views([group], [sparse], evidence.images, tmp_path, tmp_path, Window(0, 0, 192, 192))[group.target]
     with torch.no_grad():
         learnt = predict(student.network, stack_views([view], told, "cpu")).z[0].numpy()
     emitted = student.infer(view.image, told, view.tissue).depth
