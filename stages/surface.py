@@ -65,6 +65,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
     matched = read_json(inputs["stereo"] / "stereo.json")["keyframes"]
     if not matched or np.mean([keyframe["matched_share"] for keyframe in matched]) < MIN_MATCHED_SHARE:
         matched = []
+    model = read_json(inputs["depth"] / "depth.json")["model"]
     depth_folder = inputs["stereo"] if matched else inputs["scale"]
     posed = [f for f in trajectory["frames"] if f["T_world_camera"] is not None and _has_depth(depth_folder, f["index"])]
     if not posed:
@@ -88,8 +89,8 @@ def run(inputs: dict[str, Path], out: Path, config: Config) -> None:
         min_truncation_voxels=config.min_truncation_voxels,
         min_agreement=config.min_agreement,
         max_volume_bytes=config.max_volume_mb * 1_000_000,
-        # Where no keyframe is matched (weak texture, depth that a data set gives), nothing tells how alike frames err.
-        unmatched_correlation=UNMATCHED_CORRELATION if matched else 0.0,
+        # Where no keyframe is matched nothing tells how alike a network errs, and depth of a data set errs in ways of its own.
+        unmatched_correlation=UNMATCHED_CORRELATION if matched and model != "dataset" else 0.0,
         num_threads=config.num_threads,
     )
     views = views_of(chosen)
@@ -111,7 +112,7 @@ STAGE = Stage(
     config=Config,
     run=run,
     version=9,
-    reads=("frames", "masks", "trajectory", "scale", "stereo"),
+    reads=("frames", "masks", "depth", "trajectory", "scale", "stereo"),
     writes=("surface.ply", "surface.json"),
     seconds_per_frame=0.6,
     bytes_per_frame=200_000,

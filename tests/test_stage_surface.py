@@ -221,6 +221,21 @@ def test_the_surface_knows_what_was_matched(finished, tmp_path, white, low, high
     assert ((mesh.matched > 0.05) & (mesh.matched < 0.95)).mean() < 0.3
 
 
+def test_frames_count_as_fewer_where_a_network_speaks_alone(finished, tmp_path):
+    """Not where depth of a data set does, though the same keyframes were matched and the surface is the same."""
+    half = stereo_artifact(finished["scale"], tmp_path / "stereo", 0.5, slice(0, 80))
+    given = tmp_path / "depth"
+    write_json(given / "depth.json", json.loads((finished["depth"] / "depth.json").read_text()) | {"model": "dataset"})
+    network, data_set = (
+        read_mesh(run_stage("surface", finished | {"stereo": half, **other}, tmp_path / name, **SMALL["surface"]) / "surface.ply")
+        for name, other in (("network", {}), ("data_set", {"depth": given}))
+    )
+    assert np.array_equal(network.vertices, data_set.vertices)
+    alone = (network.matched < 0.05) & (network.observations > 1)
+    assert (network.confidence[alone] < data_set.confidence[alone]).mean() > 0.9
+    assert np.array_equal(network.confidence[network.matched == 1], data_set.confidence[data_set.matched == 1])
+
+
 def test_where_hardly_anything_was_matched_every_frame_is_fused(finished, tmp_path):
     matched = stereo_artifact(finished["scale"], tmp_path / "stereo", 0.05, slice(0, 4))
     out = run_stage("surface", finished | {"stereo": matched}, tmp_path / "out", **SMALL["surface"])

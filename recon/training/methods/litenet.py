@@ -52,7 +52,7 @@ class LiteNetConfig(AfSfmConfig):
     """The published options; the terms that no one published have this project's weights."""
 
     VERSION: ClassVar[int] = 2
-
+    """Raised whenever the same recipe trains otherwise; last when the packaged teacher took larger pictures."""
     teacher: str = "student"
     """A name from `recon models`, or the path of an exported network: whose depth is distilled."""
     teacher_path: Path | None = None
